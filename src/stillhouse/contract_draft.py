@@ -194,7 +194,7 @@ def _draft_volume(times: pd.Series[Any], config: AgentConfig) -> Iterator[str]:
         yield f"  volume: {_to_flow_yaml(_set_fields(volume))}    # observed: {observed}"
         return
     limits = {"min_per_day": _round(rates.min() / 2, math.floor), "max_per_day": _round(rates.max() * 2, math.ceil)}
-    yield f"  volume: {_flow({key: limit for key, limit in limits.items() if limit})}    # observed: {observed}"
+    yield f"  volume: {_to_flow_yaml({key: limit for key, limit in limits.items() if limit})}    # observed: {observed}"
 
 
 def _window_length(times: pd.Series[Any], config: AgentConfig) -> timedelta:
@@ -411,7 +411,7 @@ def _draft_rules(rows: Frame, observations: Observations, columns: Mapping[str, 
     present = {name: column for name, column in columns.items() if name in rows.columns}
     for fields, observed in itertools.chain(_find_ordered(rows, present), _find_pairs(rows, present)):
         if fields not in known and _is_accepted(fields, columns, observations):
-            lines.append(f"    - {_flow({**fields, 'max_broken': DRAFTED_MAX_BROKEN})}    # {observed}")
+            lines.append(f"    - {_to_flow_yaml({**fields, 'max_broken': DRAFTED_MAX_BROKEN})}    # {observed}")
     if lines:
         yield "  rules:"
         yield from lines
@@ -566,11 +566,8 @@ def _to_flow_yaml(value: str | float | Sequence[Any] | Fields) -> str:
 def _entry(name: str, fields: Fields) -> str:
     """The line of a column; YAML needs an explicit ``?`` before a key of more than 1024 characters."""
     key = _to_flow_yaml(name)
-    return (
-        f"    {key}: {_to_flow_yaml(fields)}"
-        if len(key) < _MAX_PLAIN_KEY
-        else f"    ? {key}\n    : {_to_flow_yaml(fields)}"
-    )
+    value = _to_flow_yaml(fields)
+    return f"    {key}: {value}" if len(key) < _MAX_PLAIN_KEY else f"    ? {key}\n    : {value}"
 
 
 _MAX_PLAIN_KEY = 1000  # characters

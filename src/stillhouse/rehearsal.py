@@ -226,7 +226,7 @@ def _check_power(config: AgentConfig, labelled: pd.DataFrame, window: Window) ->
     if promotion.cluster:
         share = len(np.unique(cluster_ids(labelled["observed_at"], promotion.cluster, window.start))) / len(labelled)
         clusters = max(1, round(share * rows))
-    rarer = None  # rows of the rarer outcome
+    rarer = None  # rows of the rarer label
     if len(config.actions) == 2:
         rarer = round(
             rows * float(labelled["outcome"].value_counts(normalize=True).reindex([0, 1], fill_value=0).min())

@@ -145,25 +145,25 @@ class _Training:
         :param count_with_both: number of training rows with both teacher probabilities and a label.
         """
         adaptive = self.settings.controller == "adaptive" and count_with_both > 0
-        comparison_rows = self.validation.select_with_both() if adaptive and self.validation else None
+        compare_rows = self.validation.select_with_both() if adaptive and self.validation else None
         temperature = 1.0
-        if comparison_rows:
+        if compare_rows:
             temperature, reason = fit_calibration(
-                comparison_rows.teacher_probs.cpu(),
-                comparison_rows.labels.cpu(),
-                number_clusters(comparison_rows).cpu(),
+                compare_rows.teacher_probs.cpu(),
+                compare_rows.labels.cpu(),
+                number_clusters(compare_rows).cpu(),
             )
             self.controller.changes.append(
                 SettingChange(step=0, setting="calibration", value=temperature, reason=reason)
             )
         self.training_set = self.training_set.soften(temperature)
         self.validation = self.validation and self.validation.soften(temperature)
-        if comparison_rows:
+        if compare_rows:
             self.probe = GradientProbe(
                 self.objective,
                 self.optimiser,
                 self.training_set,
-                comparison_rows.soften(temperature),
+                compare_rows.soften(temperature),
                 self.settings.batch_size,
                 self.probe_generator,
             )

@@ -127,10 +127,10 @@ class CountTable:
     """Counts numbers by their slot in a table: a few vector operations, no search.
 
     A slot is a cell within a range of ``TABLE_CELLS`` magnitudes; if there are negative numbers, the table has a second
-    half for them. If the values counted so far are few and far apart, the range would be too wide. Then a slot is coarser
-    than a cell, by as many bits as still keep the counted values apart, and ``slot_values`` holds the one value that is
-    counted there. The last slot (with negatives, also the first) counts zero and everything outside the range. A number
-    that is not the value of its slot is not counted but returned to the caller.
+    half for them. If the values counted so far are few and far apart, the range would be too wide. Then a slot is
+    coarser than a cell, by as many bits as still keep the counted values apart, and ``slot_values`` holds the one value
+    that is counted there. The last slot (with negatives, also the first) counts zero and everything outside the range.
+    A number that is not the value of its slot is not counted but returned to the caller.
     """
 
     def __init__(self, counted: NumberProfile, extra_bits: int, first: int, scratch: ScratchMemory) -> None:

@@ -161,17 +161,17 @@ def _compare_on_windows(
     for name, margin in (("test", promotion.non_inferiority_margin), ("past", promotion.slice_margin)):
         if name in windows:
             rows = windows[name]
-            outcomes, clusters = rows["outcome"].to_numpy(), cluster_ids(rows["observed_at"], promotion.cluster)
-            comparisons.append(compare_models(name, outcomes, challenger[name], champion[name], margin, clusters))
+            labels, clusters = rows["outcome"].to_numpy(), cluster_ids(rows["observed_at"], promotion.cluster)
+            comparisons.append(compare_models(name, labels, challenger[name], champion[name], margin, clusters))
     test = windows["test"]
-    outcomes, clusters = test["outcome"].to_numpy(), cluster_ids(test["observed_at"], promotion.cluster)
+    labels, clusters = test["outcome"].to_numpy(), cluster_ids(test["observed_at"], promotion.cluster)
     for column in promotion.slices:
         for value in sorted(test[column].dropna().unique()):
             mask = (test[column] == value).to_numpy()
             if mask.sum() >= promotion.min_slice_rows:
                 name, margin = f"{column}={value}", promotion.slice_margin
                 pair = challenger["test"][mask], champion["test"][mask]
-                comparisons.append(compare_models(name, outcomes[mask], *pair, margin, clusters[mask]))
+                comparisons.append(compare_models(name, labels[mask], *pair, margin, clusters[mask]))
     return [comparison for comparison in comparisons if comparison is not None]
 
 
@@ -180,8 +180,8 @@ def _compare_with_anchor(
 ) -> list[Comparison]:
     """Challenger and anchor on the test window: the cumulative loss of consecutive promotions has its own margin."""
     promotion = config.promotion
-    outcomes, clusters = test["outcome"].to_numpy(), cluster_ids(test["observed_at"], promotion.cluster)
+    labels, clusters = test["outcome"].to_numpy(), cluster_ids(test["observed_at"], promotion.cluster)
     comparison = compare_models(
-        "anchor", outcomes, challenger, anchor.predict(test), promotion.cumulative_margin, clusters
+        "anchor", labels, challenger, anchor.predict(test), promotion.cumulative_margin, clusters
     )
     return [] if comparison is None else [comparison]
