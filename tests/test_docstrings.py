@@ -91,7 +91,7 @@ ENTRY_POINTS = [
     "stillhouse.registry.schemas:cast_column",
     "stillhouse.runtime.agent:Agent",
     "stillhouse.runtime.background:PeriodicTask",
-    "stillhouse.runtime.cascade:AnswerCache",
+    "stillhouse.runtime.cascade:LatestAnswers",
     "stillhouse.runtime.contract_warnings:ContractChecker",
     "stillhouse.runtime.day_budget:DayBudget",
     "stillhouse.runtime.ids:DecisionIds",

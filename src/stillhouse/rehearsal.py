@@ -15,7 +15,7 @@ import pandas as pd
 
 from stillhouse.compress.search.greedy import search
 from stillhouse.compress.variants import target_from_student, variant_writer
-from stillhouse.config import AgentConfig, Cascade, Compression, Fp32, leaves
+from stillhouse.config import AgentConfig, CascadeSettings, Compression, Fp32, leaves
 from stillhouse.data_contract import count_by_rule, examine, join_names
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.distill.train import distil
@@ -268,7 +268,7 @@ def _require_budget(config: AgentConfig) -> None:
         )
 
 
-def _check_cascade(config: AgentConfig, cascade: Cascade, seconds: float, uncertain: float) -> str:
+def _check_cascade(config: AgentConfig, cascade: CascadeSettings, seconds: float, uncertain: float) -> str:
     """Describe what the cascade would do with the rows of the short pass.
 
     :param seconds: time of the teachers for one row.

@@ -17,7 +17,7 @@ from stillhouse.terminal import Table
 
 if TYPE_CHECKING:
     from stillhouse.knowledge import KnowledgeBase
-    from stillhouse.knowledge.importing import Preview, Problem
+    from stillhouse.knowledge.importing import Preview, RowProblem
     from stillhouse.knowledge.schemas import Table as KnowledgeTable
 
 __all__ = ["import_"]
@@ -94,7 +94,7 @@ def _show_preview(preview: Preview, base: KnowledgeBase, known_ids: dict[Knowled
     return len(preview.rows)
 
 
-def _show_problems(problems: Sequence[Problem], count: int, destination: str) -> None:
+def _show_problems(problems: Sequence[RowProblem], count: int, destination: str) -> None:
     """Print ``problems``, and how many of ``count`` in total were left out."""
     for problem in problems:
         console.print(escape_line(problem), soft_wrap=True)

@@ -9,8 +9,8 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from stillhouse.config.base import Action, Name, Section
 from stillhouse.config.compression import Compression
-from stillhouse.config.contract import TEXT_MEASURES, Observations, Outcomes
-from stillhouse.config.distillation import Distillation, Update
+from stillhouse.config.contract import TEXT_MEASURES, Observations, OutcomeSettings
+from stillhouse.config.distillation import Distillation, UpdateSettings
 from stillhouse.config.explain import find_repeated, suggest
 from stillhouse.config.importing import Importing
 from stillhouse.config.promotion import Budgets, Promotion
@@ -41,14 +41,14 @@ class AgentConfig(Section):
         description="what the agent can decide; for two actions, the second is the positive class of the AUC",
     )
     observations: Observations
-    outcomes: Outcomes
+    outcomes: OutcomeSettings
     teachers: tuple[AnyTeacher, ...] = Field(min_length=1)
     weights: TeacherWeighting = TeacherWeighting()
     teaching: Teaching = Teaching()
     asking: Asking = Asking()
     student: AnyStudent
     distillation: Distillation = Distillation()
-    update: Update = Update()
+    update: UpdateSettings = UpdateSettings()
     compression: Compression = Compression()
     windows: Windows
     watch: Watch

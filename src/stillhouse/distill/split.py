@@ -20,7 +20,7 @@ def mask_validation_rows(times: pd.Series, every: int) -> np.ndarray[Any, np.dty
     The choice depends on the day alone, so a row stays on its side in every window.
 
     >>> times = pd.Series(pd.date_range("2024-01-01", periods=4, tz="UTC"))
-    >>> validation_days(times, every=2).tolist()
+    >>> mask_validation_rows(times, every=2).tolist()
     [False, True, False, True]
     """
     days = _seconds(times) // _SECONDS_PER_DAY

@@ -52,6 +52,7 @@ from typing import Any
 import numpy as np
 
 from stillhouse.records import EvidenceStep, LossBaseline, Process
+from stillhouse.stats import LARGEST_AUTOCORRELATION
 
 __all__ = [
     "accumulate",
@@ -69,7 +70,6 @@ __all__ = [
 BET_COUNT = 12
 SMALLEST_BET, LARGEST_BET_SHARE = 0.05, 0.95  # λ; and the largest λ as a share of 1/m₀
 SMALLEST_NULL_MEAN, LARGEST_NULL_MEAN = 1e-3, 0.99
-LARGEST_AUTOCORRELATION = 0.5
 LOG_OF_ZERO = math.log(np.finfo(np.float64).tiny)
 """Stands for the logarithm of a statistic of 0: 1 + exp(it) is 1, and it is finite, because JSON has no −∞."""
 

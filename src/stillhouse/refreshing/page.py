@@ -87,9 +87,9 @@ def _format_questions(job: Refresh, registry: Registry) -> str:
 
 def _format_teachers(job: Refresh, registry: Registry) -> list[str]:
     """The weights of the teachers, and where they contradict each other; empty for a single teacher."""
-    weights = registry.runs.read_record(job.run_id, names.WEIGHTS, TeacherWeights)
+    mixture = registry.runs.read_record(job.run_id, names.WEIGHTS, TeacherWeights)
     contradictions = registry.runs.read_record(job.run_id, names.CONTRADICTIONS, Contradictions)
-    parts = [format_weights(weights)] if weights else []
+    parts = [format_weights(mixture)] if mixture else []
     if contradictions is None or not contradictions.contradictions:
         return parts
     return [*parts, _format_contradictions(contradictions)]

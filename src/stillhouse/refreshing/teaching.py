@@ -69,15 +69,15 @@ def weigh_teachers(session: Session, teacher: TeacherRef) -> TeacherRef:
     trajectory = weight_updates.learn_weights(base, members, job.as_of, rows)
     if trajectory is None:
         return teacher
-    weighted = ensemble.reweigh(teacher, trajectory.weights, Path(job.folder) / "teacher")
+    weighted = ensemble.reweigh(teacher, trajectory.mixture, Path(job.folder) / "teacher")
     base.journal.append_weight_changes(
         mixture_weights.find_changes(
-            trajectory.weights, _read_last_weights(session), version=weighted.version, job=job.refresh_id
+            trajectory.mixture, _read_last_weights(session), version=weighted.version, job=job.refresh_id
         )
     )
-    labeling.store_mean_probs(base, session.reweigh(teacher, weighted, trajectory.weights), rows)
+    labeling.store_mean_probs(base, session.reweigh(teacher, weighted, trajectory.mixture), rows)
     files: dict[str, Content] = {
-        names.WEIGHTS: trajectory.weights,
+        names.WEIGHTS: trajectory.mixture,
         names.WEIGHTS_FIGURE: figures.plot_teacher_weights(base.journal.weight_changes()),
     }
     registry.runs.log(job.run_id, files=files, points=trajectory.points("weight/"))
