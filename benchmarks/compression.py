@@ -46,7 +46,7 @@ from benchmarks.distillation_data import CACHE, Array
 from benchmarks.report import Goal, begin
 from stillhouse.compress.build import BuiltModel
 from stillhouse.compress.export import export_onnx, run_onnx
-from stillhouse.compress.saturation import saturation
+from stillhouse.compress.saturation import find_saturating_layers
 from stillhouse.compress.search.candidates import single_row_call
 from stillhouse.compress.search.greedy import search
 from stillhouse.compress.search.pareto import choose_candidate, hypervolume, normalized_scores
@@ -364,7 +364,7 @@ def check_saturation(world: World, world_folder: Path) -> dict[str, Any]:
     for name, quantized in quantized_models.items():
         if saturates(quantized, sample):
             wrong.append(name)
-        if saturation(quantized, {"x": sample}):
+        if find_saturating_layers(quantized, {"x": sample}):
             reported.append(name)
     return {"configurations": len(quantized_models), "wrong": wrong, "named": reported}
 

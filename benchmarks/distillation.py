@@ -178,7 +178,7 @@ PARTS = {
 
 def train_methods(world: World, seed: int, tuned: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, TrainMethod]]:
     """Name and training function of each method."""
-    observed, with_synthetic = world.training_set, world.training_set.plus(world.synthetic_rows)
+    observed, with_synthetic = world.training_set, world.training_set.append(world.synthetic_rows)
 
     def published_loss(loss: str, rows: TrainingSet, temperature: float, weight: float) -> TrainMethod:
         settings = world.settings(seed, rows)

@@ -391,13 +391,13 @@ def run_evidence(
     """
     generator = np.random.default_rng([73, *seed])
     threshold = np.log(RUN_LENGTH)
-    log_bets = np.full((len(nulls), evidence.BETS), evidence.LOG_OF_ZERO) if state is None else state
+    log_bets = np.full((len(nulls), evidence.BET_COUNT), evidence.LOG_OF_ZERO) if state is None else state
     first = np.full(len(nulls), looks + 1)
     for start in range(0, looks, block):
         units = draw_units(world, method, scenario, (len(nulls), min(block, looks - start)), generator)
         for number in range(units.shape[1]):
             log_bets = evidence.accumulate(log_bets, units[:, number], nulls)
-            log_evidence = np.logaddexp.reduce(log_bets, axis=1) - np.log(evidence.BETS)
+            log_evidence = np.logaddexp.reduce(log_bets, axis=1) - np.log(evidence.BET_COUNT)
             first = np.where((log_evidence >= threshold) & (first > looks), start + number + 1, first)
         if (first <= looks).all():
             break

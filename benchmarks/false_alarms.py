@@ -64,12 +64,13 @@ class World:
     coefficient: float = 0.0
     deviation: float = 0.0
     """Standard deviation of the step means, in units of their mean; 0: all steps have the same mean."""
-    units: int = 1
+    clusters: int = 1
+    """Clusters per step."""
 
 
 WORLDS = tuple(
-    World(f"{name}, {units} unit{'s' * (units > 1)} a step", coefficient, deviation, units)
-    for units in (1, 12)
+    World(f"{name}, {clusters} unit{'s' * (clusters > 1)} a step", coefficient, deviation, clusters)
+    for clusters in (1, 12)
     for name, coefficient, deviation in (
         ("independent", 0.0, 0.0),
         ("autoregressive .25", 0.25, 0.3),
@@ -112,7 +113,7 @@ def main() -> None:
         delays = [delay for job in delay_jobs for delay in job.result()]
     goals = [
         Goal(
-            f"false_alarms_per_promised_{'independent' if not world.coefficient else 'autoregressive'}_{world.units}",
+            f"false_alarms_per_promised_{'autoregressive' if world.coefficient else 'independent'}_{world.clusters}",
             1.0,
             "lower",
             *interval(rates_by_version["now"]),
@@ -171,23 +172,23 @@ class Losses:
             innovation = self.generator.gamma(1 / variance, variance, len(self.level))
             self.level = phi * self.level + (1 - phi) * innovation
 
-    def units(self, rise: float = 0.0) -> Array:
-        """Draw the evidence units of the next look, ``[processes, seeds, U]``."""
+    def draw_clusters(self, rise: float = 0.0) -> Array:
+        """Draw the cluster losses of the next look, ``[processes, seeds, U]``."""
         self.step()
         means = np.clip(np.array(MEANS)[:, None, None] * self.level[:, None] + rise, 1e-6, 1 - 1e-6)
-        spread = 30.0 if self.world.units == 1 else 5.0  # a single unit is the mean of more rows
-        shape = (len(MEANS), len(self.level), self.world.units)
-        units: Array = self.generator.beta(spread * means, spread * (1 - means), shape)
-        return units
+        spread = 30.0 if self.world.clusters == 1 else 5.0  # a single cluster is the mean of more rows
+        shape = (len(MEANS), len(self.level), self.world.clusters)
+        clusters: Array = self.generator.beta(spread * means, spread * (1 - means), shape)
+        return clusters
 
 
 def estimate_baselines(losses: Losses, looks: int) -> list[list[LossBaseline]]:
     """Baseline of each process of each seed, from a history of ``looks`` looks."""
-    history = np.stack([losses.units() for _ in range(looks)], axis=2)  # [processes, seeds, looks, U]
-    unit_duration = HOUR / losses.world.units
-    times = pd.date_range(BEGIN, periods=looks * losses.world.units, freq=unit_duration)
+    history = np.stack([losses.draw_clusters() for _ in range(looks)], axis=2)  # [processes, seeds, looks, U]
+    cluster_duration = HOUR / losses.world.clusters
+    times = pd.date_range(BEGIN, periods=looks * losses.world.clusters, freq=cluster_duration)
     return [
-        [estimate_loss_baseline(seed.ravel(), times, unit_duration, timedelta(days=7), HOUR) for seed in process]
+        [estimate_loss_baseline(seed.ravel(), times, cluster_duration, timedelta(days=7), HOUR) for seed in process]
         for process in history
     ]
 
@@ -203,7 +204,8 @@ class ProcessSettings:
     autocorrelation: Array
     deviation: Array
     """Standard deviation of the step means; NaN if unknown."""
-    groups: Array
+    bets: Array
+    """Bets of a step."""
     run_length: float
 
 
@@ -219,20 +221,20 @@ class Detectors:
     def start(cls, settings: ProcessSettings) -> Detectors:
         """The state before the first look."""
         shape = settings.null.shape
-        return cls(settings, np.full((*shape, evidence.BETS), evidence.LOG_OF_ZERO), np.zeros(shape))
+        return cls(settings, np.full((*shape, evidence.BET_COUNT), evidence.LOG_OF_ZERO), np.zeros(shape))
 
-    def look(self, units: Array) -> Array:
-        """Add the units ``[processes, seeds, U]`` to the evidence; return a mask of the alarms, bool ``[seeds]``."""
+    def look(self, clusters: Array) -> Array:
+        """Add the cluster losses ``[processes, seeds, U]`` to the evidence; return the alarms, bool ``[seeds]``."""
         settings, null = self.settings, self.settings.null + self.excess
         bets = np.empty_like(self.log_bets)
-        for count in np.unique(settings.groups):
-            mask = settings.groups == count
-            means, deviation = evidence.group_means(units[mask], int(count)), np.nan_to_num(settings.deviation[mask])
+        for count in np.unique(settings.bets):
+            mask = settings.bets == count
+            means, deviation = evidence.bet_means(clusters[mask], int(count)), np.nan_to_num(settings.deviation[mask])
             bets[mask] = evidence.accumulate(self.log_bets[mask], means, null[mask], deviation)
         self.log_bets = bets
         rho = settings.autocorrelation
-        self.excess = evidence.next_excess(self.excess, units.mean(axis=2), settings.null, rho)
-        joint_evidence = np.logaddexp.reduce(bets, axis=(0, 2)) - math.log(len(MEANS) * evidence.BETS)
+        self.excess = evidence.next_excess(self.excess, clusters.mean(axis=2), settings.null, rho)
+        joint_evidence = np.logaddexp.reduce(bets, axis=(0, 2)) - math.log(len(MEANS) * evidence.BET_COUNT)
         alarms: Array = joint_evidence >= math.log(settings.run_length)
         return alarms
 
@@ -251,12 +253,12 @@ class SeparateBudgets:
     @classmethod
     def start(cls, settings: ProcessSettings) -> SeparateBudgets:
         """The state before the first look."""
-        return cls(settings, np.full((*settings.null.shape, evidence.BETS), evidence.LOG_OF_ZERO))
+        return cls(settings, np.full((*settings.null.shape, evidence.BET_COUNT), evidence.LOG_OF_ZERO))
 
-    def look(self, units: Array) -> Array:
+    def look(self, clusters: Array) -> Array:
         """As :meth:`Detectors.look`."""
-        self.log_bets = evidence.accumulate(self.log_bets, units, self.settings.null)
-        evidence_by_process = np.logaddexp.reduce(self.log_bets, axis=2) - math.log(evidence.BETS)
+        self.log_bets = evidence.accumulate(self.log_bets, clusters, self.settings.null)
+        evidence_by_process = np.logaddexp.reduce(self.log_bets, axis=2) - math.log(evidence.BET_COUNT)
         alarms: Array = (evidence_by_process >= math.log(self.settings.run_length)).any(axis=0)
         return alarms
 
@@ -266,20 +268,20 @@ class SeparateBudgets:
 
 
 def process_settings(
-    baselines_by_process: list[list[LossBaseline]], null: Array, units: int, run_length: float
+    baselines_by_process: list[list[LossBaseline]], null: Array, clusters: int, run_length: float
 ) -> ProcessSettings:
-    """Constants that the engine derives from baselines, for ``units`` units per look."""
+    """Constants that the engine derives from baselines, for ``clusters`` clusters per look."""
     rho = [
         [0.5 if b.autocorrelation is None else b.autocorrelation for b in process] for process in baselines_by_process
     ]
     deviation = [
         [np.nan if b.step_deviation is None else b.step_deviation for b in process] for process in baselines_by_process
     ]
-    groups = [
-        [evidence.count_groups(units, float(m), b.step_deviation) for m, b in zip(means, process, strict=True)]
+    bets = [
+        [evidence.count_bets(clusters, float(m), b.step_deviation) for m, b in zip(means, process, strict=True)]
         for means, process in zip(null, baselines_by_process, strict=True)
     ]
-    return ProcessSettings(null, np.array(rho), np.array(deviation, dtype=float), np.array(groups), run_length)
+    return ProcessSettings(null, np.array(rho), np.array(deviation, dtype=float), np.array(bets), run_length)
 
 
 # --------------------------------------------------------------------------- measurements
@@ -289,7 +291,7 @@ def measure_rate(world: World, size: Size, seed: Sequence[int]) -> dict[str, Arr
     """Alarms per promised alarm, and the step of the first alarm, ``[seeds]`` each, now and before."""
     losses = Losses(world, size.seeds, seed)
     null = np.repeat(np.array(MEANS)[:, None], size.seeds, axis=1)
-    settings = process_settings(estimate_baselines(losses, size.history), null, world.units, PROMISED)
+    settings = process_settings(estimate_baselines(losses, size.history), null, world.clusters, PROMISED)
     detectors: dict[str, Detectors | SeparateBudgets] = {
         "now": Detectors.start(settings),
         "before": SeparateBudgets.start(settings),
@@ -297,9 +299,9 @@ def measure_rate(world: World, size: Size, seed: Sequence[int]) -> dict[str, Arr
     alarms = {name: np.zeros(size.seeds) for name in detectors}
     first = {name: np.full(size.seeds, size.looks) for name in detectors}
     for look in range(1, size.looks + 1):
-        units = losses.units()
+        clusters = losses.draw_clusters()
         for name, detector in detectors.items():
-            alarmed = detector.look(units)
+            alarmed = detector.look(clusters)
             first[name] = np.where(alarmed & (alarms[name] == 0), look, first[name])
             alarms[name] += alarmed
             detector.restart(alarmed)
@@ -314,7 +316,7 @@ def measure_delay(world: World, size: Size, seed: Sequence[int]) -> list[dict[st
     null = np.array(
         [[evidence.estimate_null_mean(b, WATCH.tolerance) for b in process] for process in baselines_by_process]
     )
-    settings = process_settings(baselines_by_process, null, world.units, run_length)
+    settings = process_settings(baselines_by_process, null, world.clusters, run_length)
     for number, rise in enumerate(RISES):
         losses = Losses(world, size.delay_seeds, [*seed, number])
         detectors: dict[str, Detectors | SeparateBudgets] = {
@@ -324,9 +326,9 @@ def measure_delay(world: World, size: Size, seed: Sequence[int]) -> list[dict[st
         first = {name: np.full(size.delay_seeds, size.horizon + 1) for name in detectors}
         false = {name: np.zeros(size.delay_seeds, dtype=bool) for name in detectors}
         for look in range(1 - size.warm_looks, size.horizon + 1):
-            units = losses.units(rise if look > 0 else 0.0)
+            clusters = losses.draw_clusters(rise if look > 0 else 0.0)
             for name, detector in detectors.items():
-                alarmed = detector.look(units)
+                alarmed = detector.look(clusters)
                 if look <= 0:
                     false[name] |= alarmed
                 else:
@@ -342,10 +344,10 @@ def measure_delay(world: World, size: Size, seed: Sequence[int]) -> list[dict[st
 
 
 def worst_worlds(rates: Sequence[dict[str, Array]]) -> list[tuple[World, dict[str, Array]]]:
-    """Of the independent and of the autoregressive worlds, by units per step, the one with the most alarms."""
+    """Of the independent and of the autoregressive worlds, by clusters per step, the one with the most alarms."""
     kinds: dict[tuple[bool, int], tuple[World, dict[str, Array]]] = {}
     for world, rates_by_version in zip(WORLDS, rates, strict=True):
-        key = (bool(world.coefficient), world.units)
+        key = (bool(world.coefficient), world.clusters)
         if key not in kinds or rates_by_version["now"].mean() > kinds[key][1]["now"].mean():
             kinds[key] = (world, rates_by_version)
     return list(kinds.values())

@@ -60,7 +60,7 @@ from scipy.stats import t as student_t
 from torch import nn
 
 from benchmarks.report import Goal, begin
-from stillhouse.config import Distillation, Update, load
+from stillhouse.config import Distillation, UpdateSettings, load
 from stillhouse.distill.memory import Memory, sample_memory
 from stillhouse.distill.online import update
 from stillhouse.distill.students import columns_of, input_widths, new_student
@@ -167,7 +167,7 @@ def refresh(method: str, student: nn.Module, memory: Memory, world: World, phase
         student_after, replay = deepcopy(student), replay_set(memory, world)
         if method == "fine-tuning":
             replay = replay.take(torch.zeros(0, dtype=torch.int64))
-        defaults = Update()
+        defaults = UpdateSettings()
         update(
             student_after,
             new_rows,

@@ -162,7 +162,7 @@ def learn_daily(
     :param by_row: treat every row as independent evidence, not every hour.
     :return: share of each teacher in each row ``[n, M]``, and the mean shares by day.
     """
-    weights = mixture_weights.start_weights(
+    mixture = mixture_weights.start_weights(
         NAMES, [1 / len(NAMES)] * len(NAMES), slices, flights.week_start(28).to_pydatetime()
     )
     shares, shares_by_day, seen_rows = np.empty(teacher_probs.shape[:2]), {}, 0
@@ -172,19 +172,19 @@ def learn_daily(
         end = int(np.searchsorted(known_at, day))
         if end > seen_rows:
             new = slice(seen_rows, end)
-            weights = mixture_weights.learn(
-                weights,
+            mixture = mixture_weights.learn(
+                mixture,
                 teacher_probs[new],
                 rows["outcome"].to_numpy()[new],
                 rows.iloc[new],
                 day.to_pydatetime(),
                 None if by_row else time_blocks.to_numpy()[new],
-            ).weights
+            ).mixture
             seen_rows = end
         today = (days == day).to_numpy()
         shares[today], shares_by_day[day] = (
-            mixture_weights.row_shares(weights, rows[today]),
-            mixture_weights.slice_shares(weights),
+            mixture_weights.row_shares(mixture, rows[today]),
+            mixture_weights.slice_shares(mixture),
         )
     return shares, shares_by_day
 

@@ -56,25 +56,25 @@ Parameter = SuiteParameterDict[str, Any]
 
 MEASURES = {"psi": "PSI", "ks": "KS", "effect": "effect", "wasserstein": "Wasserstein-1"}
 
-INLINE = "base64:"
+INLINE_PREFIX = "base64:"
 
 
 def inline(reference: Profile, *columns: str) -> str:
     """Return a profile, or some of its columns, as text for ``reference=``, so that the suite needs no other file."""
     profiles = {name: reference.columns[name] for name in columns or reference.columns}
-    return INLINE + base64.b64encode(Profile(rows=reference.rows, columns=profiles).to_bytes()).decode("ascii")
+    return INLINE_PREFIX + base64.b64encode(Profile(rows=reference.rows, columns=profiles).to_bytes()).decode("ascii")
 
 
 @functools.lru_cache(maxsize=256)
 def _load(reference: str, modified_ns: int | None) -> Profile:
-    if reference.startswith(INLINE):
-        return Profile.from_bytes(base64.b64decode(reference.removeprefix(INLINE)))
+    if reference.startswith(INLINE_PREFIX):
+        return Profile.from_bytes(base64.b64decode(reference.removeprefix(INLINE_PREFIX)))
     return Profile.from_bytes(Path(reference).read_bytes())
 
 
 def _load_cached(reference: str) -> Profile:
     """Return the profile from the cache; a changed file is read again."""
-    return _load(reference, None if reference.startswith(INLINE) else Path(reference).stat().st_mtime_ns)
+    return _load(reference, None if reference.startswith(INLINE_PREFIX) else Path(reference).stat().st_mtime_ns)
 
 
 def _measure(values: pd.Series[Any], reference: str) -> dict[str, Any]:

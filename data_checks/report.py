@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from stillhouse.records import DataReport
-from stillhouse.shown import code
-from stillhouse.shown import markdown as text
+from stillhouse.shown import escape_code
+from stillhouse.shown import escape_markdown as text
 
 __all__ = ["markdown"]
 
@@ -34,8 +34,8 @@ def markdown(report: DataReport) -> str:
         for failure in sorted(report.failures, key=lambda failure: not failure.fatal):
             lines.append(
                 f"| {'refused' if failure.fatal else 'noted'} | {text(failure.column or '(window)')} "
-                f"| {failure.rows:,} | {text(failure.text)} | {code(failure.expectation)} |"
+                f"| {failure.rows:,} | {text(failure.text)} | {escape_code(failure.expectation)} |"
             )
     if report.docs:
-        lines += ["", f"Every expectation: {code(report.docs)}"]
+        lines += ["", f"Every expectation: {escape_code(report.docs)}"]
     return "\n".join(lines) + "\n"

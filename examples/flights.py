@@ -139,8 +139,8 @@ class Boosting:
         self._tables: dict[str, list[str]] = {}
         self._boosters: list[lightgbm.Booster] = []
 
-    def fit(self, rows: pd.DataFrame, outcomes: NDArray[np.integer]) -> Self:
-        """Fit on rows [n] and their outcomes [n], as indices into `ACTIONS`."""
+    def fit(self, rows: pd.DataFrame, labels: NDArray[np.integer]) -> Self:
+        """Fit on rows [n] and their labels [n], as indices into `ACTIONS`."""
         import lightgbm
 
         settings = self.settings
@@ -165,7 +165,7 @@ class Boosting:
             }
             data = lightgbm.Dataset(
                 matrix,
-                label=np.asarray(outcomes),
+                label=np.asarray(labels),
                 feature_name=[*NUMBERS, *CATEGORIES],
                 categorical_feature=list(CATEGORIES),
             )

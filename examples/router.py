@@ -218,9 +218,9 @@ class MiniLM:
         self._head: Head | None = None
         self._fitted = False  # on other sentences than teacher_split()
 
-    def fit(self, rows: pd.DataFrame, outcomes: NDArray[np.integer]) -> Self:
-        """Fit the head on other sentences: rows `[n]` with a column `text`, and outcomes `[n]` as action indices."""
-        self._head = self._fit_head(self.features(rows), np.asarray(outcomes, dtype=np.int64))
+    def fit(self, rows: pd.DataFrame, labels: NDArray[np.integer]) -> Self:
+        """Fit the head on other sentences: rows `[n]` with a column `text`, and labels `[n]` as action indices."""
+        self._head = self._fit_head(self.features(rows), np.asarray(labels, dtype=np.int64))
         self._fitted = True
         return self
 

@@ -17,7 +17,7 @@ import typer
 from rich.text import Text
 
 from stillhouse import config
-from stillhouse.shown import paragraphs, shown
+from stillhouse.shown import escape_line, escape_paragraphs
 from stillhouse.terminal import Console, Table, report_errors
 from tasks.prefect_server import ensure_server, without_heartbeats
 
@@ -175,20 +175,20 @@ def _show_upkeep(report: UpkeepReport) -> None:
             f"{deleted_rows.get(name, 0):,}",
             f"{vacuum.files_before:,} → {vacuum.files_after:,}" if vacuum else "",
             f"{vacuum.bytes_before:,} → {vacuum.bytes_after:,}" if vacuum else "",
-            f"{len(vacuum.kept)}" if vacuum else "",
+            f"{len(vacuum.readable_versions)}" if vacuum else "",
         )
     console.print(table, no_wrap=True, crop=False)
     if report.nothing_removed:
-        console.print(Text.assemble(("nothing was removed", "yellow"), f": {shown(report.nothing_removed)}"))
+        console.print(Text.assemble(("nothing was removed", "yellow"), f": {escape_line(report.nothing_removed)}"))
     for problem in report.flushed.problems:
-        console.print(Text.assemble(("not flushed", "red"), f": {shown(problem)}"))
+        console.print(Text.assemble(("not flushed", "red"), f": {escape_line(problem)}"))
     for problem in report.problems:
-        console.print(Text.assemble(("problem", "red"), f" with {shown(problem)}"))
+        console.print(Text.assemble(("problem", "red"), f" with {escape_line(problem)}"))
 
 
 def _show(verdict: Verdict) -> None:
     result = verdict.result.replace("_", " ")
-    console.print(Text.assemble((result, "bold"), f": {paragraphs(verdict.summary)}"))
+    console.print(Text.assemble((result, "bold"), f": {escape_paragraphs(verdict.summary)}"))
     table = Table("", "measure", "value", "threshold", "")
     for reason in verdict.reasons:
         value, threshold = (("" if x is None else f"{x:.4g}") for x in (reason.value, reason.threshold))

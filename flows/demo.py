@@ -21,7 +21,7 @@ from stillhouse.demonstrating import (
     score_week,
 )
 from stillhouse.weeks import WeekBoard
-from tasks import demonstrating, living
+from tasks import demonstrating, ingesting
 from tasks.common import AgentName
 
 __all__ = ["demo"]
@@ -49,13 +49,13 @@ def demo(
     # `.fn` runs a flow inside this flow run: one page in Prefect then shows the whole demo
     with WeekBoard(agent, len(ends)) as board:
         board.show_status("replaying the first weeks, then making the first champion")
-        living.live(agent, start, first)
+        ingesting.live(agent, start, first)
         if not has_gate_verdict(agent, first):
             refresh.fn(agent=agent, as_of=first, trigger="bootstrap", cause="the demo's first champion")
         never_refreshed = find_first_champion(agent)
         for end in ends:
             board.show_status(f"replaying the week to {end:%d %b}")
-            living.live(agent, end - week, end)
+            ingesting.live(agent, end - week, end)
             verdict = find_watch_verdict(agent, end) or watch.fn(agent=agent, as_of=end)
             if verdict.refresh_mode is not None and not has_gate_verdict(agent, end):
                 board.show_status(f"refreshing after the week to {end:%d %b}: {verdict.response}")

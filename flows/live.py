@@ -6,7 +6,7 @@ from datetime import datetime
 
 from prefect import flow
 
-from tasks import living
+from tasks import ingesting
 from tasks.common import AgentName
 
 __all__ = ["live"]
@@ -24,4 +24,4 @@ def live(agent: AgentName, end: datetime, start: datetime | None = None) -> int:
         end: end of the period (UTC)
         start: start of the period (UTC); empty: where the knowledge base ends, or `observations.since`
     """
-    return living.live(agent, living.find_start(agent, start), end)
+    return ingesting.live(agent, ingesting.find_start(agent, start), end)

@@ -36,10 +36,10 @@ def watch(
     now, window = watching.open_window(agent, as_of)
     data = watching.check_data(agent, window)
     cost = watching.gather_evidence(agent, now, data)
-    weights = watching.follow_weights(agent, now, data)
+    mixture = watching.follow_weights(agent, now, data)
     report = watching.measure_drift(agent, data)
     verdict = watching.decide_response(agent, now, data, report, cost)
-    reporting.publish_watch(verdict, data, report, weights)
+    reporting.publish_watch(verdict, data, report, mixture)
     if verdict.refresh_mode is not None:
         watching.announce_drift(verdict)
         if on_drift == "refresh":

@@ -18,13 +18,13 @@ __all__ = ["publish_promotion", "publish_refresh", "publish_watch"]
 
 @engine_task("publish")
 def publish_watch(
-    verdict: Verdict, data: DataReport, report: DriftReport | None, weights: TeacherWeights | None = None
+    verdict: Verdict, data: DataReport, report: DriftReport | None, mixture: TeacherWeights | None = None
 ) -> None:
     """Publish verdict, data checks, evidence and drift of a watch as an artifact; metrics and figures go to MLflow."""
     watched = get_window(verdict.agent, data.window)
-    figures = draw_watch_figures(watched, verdict, report, weights)
-    run_id = log_watch(watched, verdict, data, report, figures, weights) if report else None
-    page = format_watch_page(watched, verdict, data, markdown(data), report, weights, figures, run_id)
+    figures = draw_watch_figures(watched, verdict, report, mixture)
+    run_id = log_watch(watched, verdict, data, report, figures, mixture) if report else None
+    page = format_watch_page(watched, verdict, data, markdown(data), report, mixture, figures, run_id)
     create_markdown_artifact(page, key=artifact_key("watch", verdict.agent), description=format_line(verdict))
 
 

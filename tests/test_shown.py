@@ -12,7 +12,7 @@ from rich.text import Text
 
 from stillhouse import shown as module
 from stillhouse.registry.metrics import metric_name
-from stillhouse.shown import LineFormatter, code, label, markdown, paragraphs, shown
+from stillhouse.shown import LineFormatter, escape_code, escape_label, escape_line, escape_markdown, escape_paragraphs
 from stillhouse.terminal import Console, Table
 
 SPECIAL_TEXTS = (
@@ -59,12 +59,12 @@ def test_the_examples_in_the_docstrings() -> None:
 
 @pytest.mark.parametrize("text", SPECIAL_TEXTS)
 def test_nothing_hidden_is_left_and_nothing_readable_is_lost(text: str) -> None:
-    for show in (shown, markdown, code, label):
+    for show in (escape_line, escape_markdown, escape_code, escape_label):
         assert not HIDDEN_CHARACTERS.search(show(text))
     if not HIDDEN_CHARACTERS.search(text):
-        assert shown(text) == text
-    shown(text).encode("utf-8")
-    assert paragraphs(f"{text}\n{text}").count("\n") == 1 + 2 * text.count("\n")
+        assert escape_line(text) == text
+    escape_line(text).encode("utf-8")
+    assert escape_paragraphs(f"{text}\n{text}").count("\n") == 1 + 2 * text.count("\n")
 
 
 @pytest.mark.parametrize("text", SPECIAL_TEXTS)
@@ -76,7 +76,7 @@ def test_a_table_and_a_line_show_the_text_itself(text: str) -> None:
     console.print(f"a value {text}", soft_wrap=True)
     console.done(f"a value {text}")
     written = file.getvalue().replace("\x1b[32m✓\x1b[0m", "✓")
-    assert shown(text) in written and "Error" not in written
+    assert escape_line(text) in written and "Error" not in written
     bare = re.sub(r"\x1b\[1?m|\x1b\[0m", "", written)
     assert not HIDDEN_CHARACTERS.search(bare.replace("\n", ""))
     assert sum("x" in line and line.rstrip().endswith("x") for line in bare.splitlines()) >= 1
@@ -93,17 +93,19 @@ def test_a_narrow_table_folds_and_cuts_nothing_off() -> None:
 
 @pytest.mark.parametrize("text", SPECIAL_TEXTS)
 def test_a_cell_of_markdown_stays_one_cell(text: str) -> None:
-    for show in (markdown, code):
+    for show in (escape_markdown, escape_code):
         line = f"| {show(text)} | next |"
         assert len(re.split(r"(?<!\\)\|", line)) == 4 and "\n" not in line
-    assert not re.search(r"<[a-z/!]", markdown(text))
-    assert markdown("[a](http://b)") == "\\[a\\](http&#58;//b)" and markdown("**a**") == "\\*\\*a\\*\\*"
+    assert not re.search(r"<[a-z/!]", escape_markdown(text))
+    assert escape_markdown("[a](http://b)") == "\\[a\\](http&#58;//b)" and escape_markdown("**a**") == "\\*\\*a\\*\\*"
 
 
 def test_a_label_is_no_formula() -> None:
     from matplotlib.cbook import is_math_text
 
-    assert is_math_text("$x^2$") and not is_math_text(label("$x^2$")) and not is_math_text(label(r"\$x$ $"))
+    assert (
+        is_math_text("$x^2$") and not is_math_text(escape_label("$x^2$")) and not is_math_text(escape_label(r"\$x$ $"))
+    )
 
 
 def test_metric_names_are_what_mlflow_takes_and_stay_apart() -> None:

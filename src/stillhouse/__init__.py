@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Agent", "KnowledgeBase", "Variant", "__version__", "distil", "load_config", "refresh", "watch"]
 
 
-_FACE = {
+_PUBLIC_NAMES = {
     "Agent": ("stillhouse.runtime", "Agent"),
     "KnowledgeBase": ("stillhouse.knowledge", "KnowledgeBase"),
     "Variant": ("stillhouse.variant", "Variant"),
@@ -42,9 +42,9 @@ _FACE = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _FACE:
+    if name not in _PUBLIC_NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _FACE[name]
+    module, attribute = _PUBLIC_NAMES[name]
     value = getattr(import_module(module), attribute)
     globals()[name] = value
     return value

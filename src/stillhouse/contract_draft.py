@@ -23,7 +23,7 @@ from stillhouse.errors import PartError, SchemaError, WindowError
 from stillhouse.frames import require_distinct, to_texts
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.parts import resolve
-from stillhouse.shown import shown
+from stillhouse.shown import escape_line
 
 __all__ = ["MIN_ROWS", "draft", "load_rows"]
 
@@ -141,10 +141,10 @@ def _draft_head(rows: Frame, observations: Observations) -> Iterator[str]:
     yield f"# Drafted from {len(rows):,} rows of {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC."
     yield "# It contains the observed limits with a margin; only you know which are right. Edit it."
     yield "observations:"
-    yield f"  source: {_flow(observations.source)}"
+    yield f"  source: {_to_flow_yaml(observations.source)}"
     yield f"  since: {observations.since.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
     yield f"  min_rows: {observations.min_rows}"
-    yield f"  max_bad_rows: {_flow(observations.max_bad_rows)}"
+    yield f"  max_bad_rows: {_to_flow_yaml(observations.max_bad_rows)}"
 
 
 # --------------------------------------------------------------------------- the window as a whole
@@ -191,10 +191,10 @@ def _draft_volume(times: pd.Series[Any], config: AgentConfig) -> Iterator[str]:
     observed = f"{rates.min():,.0f} to {rates.max():,.0f} rows a day in {periods} periods of {_length(period)}"
     volume = config.observations.volume
     if volume is not None:
-        yield f"  volume: {_flow(_set_fields(volume))}    # observed: {observed}"
+        yield f"  volume: {_to_flow_yaml(_set_fields(volume))}    # observed: {observed}"
         return
     limits = {"min_per_day": _round(rates.min() / 2, math.floor), "max_per_day": _round(rates.max() * 2, math.ceil)}
-    yield f"  volume: {_flow({key: limit for key, limit in limits.items() if limit})}    # observed: {observed}"
+    yield f"  volume: {_to_flow_yaml({key: limit for key, limit in limits.items() if limit})}    # observed: {observed}"
 
 
 def _window_length(times: pd.Series[Any], config: AgentConfig) -> timedelta:
@@ -223,11 +223,11 @@ def _draft_columns(rows: Frame, observations: Observations, reads_text: bool) ->
         lines.append(f"{_entry(name, fields)}    # {observed}")
     for name in rows.columns.difference([*RESERVED_COLUMNS, *observations.columns], sort=False):
         if reason := _reason_to_leave_out(name, rows[name]):
-            lines.append(f"    # {_flow(str(name))}: left out; {reason}")
+            lines.append(f"    # {_to_flow_yaml(str(name))}: left out; {reason}")
             continue
         kind = _kind(rows[name])
         if kind == "text" and not reads_text:
-            lines.append(f"    # {_flow(name)}: left out; a text, which only a student of kind 'text' reads")
+            lines.append(f"    # {_to_flow_yaml(name)}: left out; a text, which only a student of kind 'text' reads")
             continue
         fields, observed = _describe(rows[name], days, kind, {})
         columns[name] = _parse_column(fields)
@@ -388,7 +388,7 @@ def _draft_unique(rows: Frame, observations: Observations, columns: Mapping[str,
                 combinations.append((subset, f"chance alone would give {expected:,.0f} pairs of rows"))
     if combinations:
         yield "  unique:"
-        yield from (f"    - {_flow(subset)}    # {observed}" for subset, observed in combinations)
+        yield from (f"    - {_to_flow_yaml(subset)}    # {observed}" for subset, observed in combinations)
 
 
 def _expected_duplicates(rows: Frame) -> float:
@@ -406,12 +406,12 @@ def _number_of_days(rows: Frame) -> int:
 def _draft_rules(rows: Frame, observations: Observations, columns: Mapping[str, Column]) -> Iterator[str]:
     """The rules of the agent file, and drafted rules that it does not have."""
     existing = [_set_fields(rule) for rule in observations.rules]
-    lines = [f"    - {_flow(fields)}    # as before" for fields in existing]
+    lines = [f"    - {_to_flow_yaml(fields)}    # as before" for fields in existing]
     known = [{key: value for key, value in fields.items() if key != "max_broken"} for fields in existing]
     present = {name: column for name, column in columns.items() if name in rows.columns}
     for fields, observed in itertools.chain(_find_ordered(rows, present), _find_pairs(rows, present)):
         if fields not in known and _is_accepted(fields, columns, observations):
-            lines.append(f"    - {_flow({**fields, 'max_broken': DRAFTED_MAX_BROKEN})}    # {observed}")
+            lines.append(f"    - {_to_flow_yaml({**fields, 'max_broken': DRAFTED_MAX_BROKEN})}    # {observed}")
     if lines:
         yield "  rules:"
         yield from lines
@@ -536,7 +536,7 @@ _Dumper.add_representer(str, _scalar)
 
 
 def _has_hidden_characters(text: str) -> bool:
-    return shown(text) != text
+    return escape_line(text) != text
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -549,7 +549,7 @@ def _texts(value: Any) -> Iterator[str]:
         yield from (text for item in value for text in _texts(item))
 
 
-def _flow(value: str | float | Sequence[Any] | Fields) -> str:
+def _to_flow_yaml(value: str | float | Sequence[Any] | Fields) -> str:
     """``value`` as YAML on one line."""
     ascii_only = any(map(_has_hidden_characters, _texts(value)))  # otherwise a direction mark would reorder the draft
     text: str = yaml.dump(
@@ -565,8 +565,9 @@ def _flow(value: str | float | Sequence[Any] | Fields) -> str:
 
 def _entry(name: str, fields: Fields) -> str:
     """The line of a column; YAML needs an explicit ``?`` before a key of more than 1024 characters."""
-    key = _flow(name)
-    return f"    {key}: {_flow(fields)}" if len(key) < _MAX_PLAIN_KEY else f"    ? {key}\n    : {_flow(fields)}"
+    key = _to_flow_yaml(name)
+    value = _to_flow_yaml(fields)
+    return f"    {key}: {value}" if len(key) < _MAX_PLAIN_KEY else f"    ? {key}\n    : {value}"
 
 
 _MAX_PLAIN_KEY = 1000  # characters

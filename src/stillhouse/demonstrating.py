@@ -24,7 +24,7 @@ from stillhouse.registry import Registry
 
 __all__ = [
     "DemoResult",
-    "Summary",
+    "DemoSummary",
     "Week",
     "find_first_champion",
     "find_watch_verdict",
@@ -55,7 +55,7 @@ class Week(Record):
     p50_ms: float
 
 
-class Summary(Record):
+class DemoSummary(Record):
     """The demo in twelve numbers; each quality is the mean of the weekly qualities."""
 
     measure: Literal["auc", "accuracy"]
@@ -75,7 +75,7 @@ class Summary(Record):
 class DemoResult(Record):
     """The result of a whole demo."""
 
-    summary: Summary
+    summary: DemoSummary
     weeks: tuple[Week, ...]
     folder: str
 
@@ -196,7 +196,7 @@ def summarize(agent: str, weeks: Sequence[Week], seconds: float) -> DemoResult:
         raise WindowError(f"agent {agent!r} has no champion: the demo was not bootstrapped")
     card = registry.models.scorecard(champion)
     judged_weeks = [week for week in weeks if week.gate]
-    summary = Summary(
+    summary = DemoSummary(
         measure=card.test.measure,
         weeks=len(weeks),
         refreshes=len(judged_weeks),

@@ -43,17 +43,17 @@ class ReadColumn(NamedTuple):
     """Why the value of a row was refused, by row index."""
 
 
-def require_distinct(names: Iterable[Hashable], what: str) -> None:
+def require_distinct(names: Iterable[Hashable], label: str) -> None:
     """Refuse columns with the same name.
 
-    :param what: what has the columns, for the message: "the rows of agent 'flights'".
+    :param label: names the rows in the message: "the rows of agent 'flights'".
     :raises SchemaError: naming them.
 
     >>> require_distinct(["temp", "wind"], "the rows of agent 'flights'")
     """
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         names_text = ", ".join(map(repr, repeated))
-        raise SchemaError(f"{what} have more than one column {names_text}: rename or drop one of them")
+        raise SchemaError(f"{label} have more than one column {names_text}: rename or drop one of them")
 
 
 def has_time_zone(texts: pd.Series[Any]) -> pd.Series[bool]:
@@ -121,28 +121,28 @@ def read_numbers(values: pd.Series[Any], *, from_text: bool = True) -> ReadColum
     return _to_column(_array_to_numbers(plain, from_text), values.index)
 
 
-def to_texts(values: pd.Series[Any], what: str) -> pd.Series[Any]:
+def to_texts(values: pd.Series[Any], label: str) -> pd.Series[Any]:
     """:func:`read_texts`, or an error.
 
-    :param what: the column, for the message: "column 'zone' of agent 'flights'".
+    :param label: names the column in the message: "column 'zone' of agent 'flights'".
     :raises SchemaError: naming the first value that cannot be a string.
     """
-    return _require_all_read(read_texts(values), what)
+    return _require_all_read(read_texts(values), label)
 
 
-def to_numbers(values: pd.Series[Any], what: str, *, from_text: bool = True) -> pd.Series[Any]:
+def to_numbers(values: pd.Series[Any], label: str, *, from_text: bool = True) -> pd.Series[Any]:
     """:func:`read_numbers`, or an error.
 
     :raises SchemaError: naming the first value that is not a number.
     """
-    return _require_all_read(read_numbers(values, from_text=from_text), what)
+    return _require_all_read(read_numbers(values, from_text=from_text), label)
 
 
-def _require_all_read(read: ReadColumn, what: str) -> pd.Series[Any]:
+def _require_all_read(read: ReadColumn, label: str) -> pd.Series[Any]:
     if read.refused:
         row, reason = min(read.refused.items())
         more = f", and {len(read.refused) - 1:,} more" if len(read.refused) > 1 else ""
-        raise SchemaError(f"{what}, row {row}: {reason}{more}")
+        raise SchemaError(f"{label}, row {row}: {reason}{more}")
     return read.values
 
 

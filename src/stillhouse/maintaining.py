@@ -13,7 +13,7 @@ from stillhouse.knowledge import KnowledgeBase, integrity, upkeep
 from stillhouse.knowledge.flush import FlushResult, flush
 from stillhouse.knowledge.upkeep import CompactionResult, DeletedRows, UpkeepReport, VacuumResult
 from stillhouse.records import Window
-from stillhouse.shown import markdown as md
+from stillhouse.shown import escape_markdown as md
 
 __all__ = [
     "ModelWindows",
@@ -143,7 +143,7 @@ def format_report(report: UpkeepReport) -> str:
             result.table,
             _format_change(result.files_before, result.files_after),
             _format_change(result.bytes_before, result.bytes_after),
-            "; ".join(f"{version} for {', '.join(models)}" for version, models in result.kept.items()),
+            "; ".join(f"{version} for {', '.join(models)}" for version, models in result.readable_versions.items()),
         )
         for result in report.freed
     ]

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from stillhouse.records import Reason, TeacherWeights, Verdict
 from stillhouse.registry import Registry, names
 from stillhouse.registry.connection import without_credentials
-from stillhouse.shown import code
-from stillhouse.shown import markdown as md
+from stillhouse.shown import escape_code
+from stillhouse.shown import escape_markdown as md
 from stillhouse.teachers.mixture_weights import MIN_RECORDED_CHANGE, slice_shares
 
 __all__ = [
@@ -40,7 +40,7 @@ def format_heading(verdict: Verdict) -> str:
     result = verdict.result.replace("_", " ")
     return (
         f"# {verdict.agent}: {result}\n\n{md(verdict.summary)}\n\nas of {verdict.as_of:%Y-%m-%d %H:%M} UTC, "
-        f"verdict {code(verdict.verdict_id)}"
+        f"verdict {escape_code(verdict.verdict_id)}"
     )
 
 
@@ -50,7 +50,7 @@ def format_reasons(reasons: tuple[Reason, ...]) -> str:
     >>> print(format_reasons((Reason(measure="psi", failed=True, text="dep_delay has moved"),)))
     - **failed** `psi`: dep_delay has moved
     """
-    lines = (f"{'**failed**' if r.failed else 'passed'} {code(r.measure)}: {md(r.text)}" for r in reasons)
+    lines = (f"{'**failed**' if r.failed else 'passed'} {escape_code(r.measure)}: {md(r.text)}" for r in reasons)
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -99,37 +99,37 @@ def join_first(values: Sequence[str], limit: int = 10) -> str:
     return md(", ".join(values[:limit]))
 
 
-def format_weights(weights: TeacherWeights) -> str:
+def format_weights(mixture: TeacherWeights) -> str:
     """The section on the teachers' weights: the shares overall, and of each slice where they differ."""
-    count, overall = weights.everywhere.time_blocks, slice_shares(weights)
+    count, overall = mixture.everywhere.time_blocks, slice_shares(mixture)
     rows = [
-        f"| {md(name)} | {start:.1%} | {share:.1%} | {weights.losses[name] / count if count else 0:.4f} |"
-        for name, start, share in zip(weights.teachers, weights.start, overall, strict=True)
+        f"| {md(name)} | {start:.1%} | {share:.1%} | {mixture.losses[name] / count if count else 0:.4f} |"
+        for name, start, share in zip(mixture.teachers, mixture.start, overall, strict=True)
     ]
-    parts = ["## Weights of the teachers", _describe_weight_source(weights)]
+    parts = ["## Weights of the teachers", _describe_weight_source(mixture)]
     parts.append(format_table("| teacher | at the start | share | log loss |", rows))
-    slices = [(name, slice_shares(weights, name)) for name in weights.slices]
+    slices = [(name, slice_shares(mixture, name)) for name in mixture.slices]
     differing = [(name, shares) for name, shares in slices if abs(shares - overall).max() >= MIN_RECORDED_CHANGE]
     if differing:
-        header = "| slice | outcomes | " + " | ".join(map(md, weights.teachers)) + " |"
+        header = "| slice | outcomes | " + " | ".join(map(md, mixture.teachers)) + " |"
         rows = [
-            f"| {md(name)} | {weights.slices[name].outcomes:,} | " + " | ".join(f"{s:.1%}" for s in shares) + " |"
+            f"| {md(name)} | {mixture.slices[name].outcomes:,} | " + " | ".join(f"{s:.1%}" for s in shares) + " |"
             for name, shares in differing
         ]
         parts.append(format_table(header, rows))
     return "\n\n".join(parts)
 
 
-def _describe_weight_source(weights: TeacherWeights) -> str:
-    count = weights.everywhere.outcomes
+def _describe_weight_source(mixture: TeacherWeights) -> str:
+    count = mixture.everywhere.outcomes
     text = {
         "file": "As the agent file says.",
         "outcomes": f"By {count:,} outcomes, in the order they became known.",
         "agreement": f"By how far the teachers agree, which is weaker than outcomes, and by {count:,} outcomes.",
     }
     if not count:
-        return text[weights.by]
+        return text[mixture.by]
     return (
-        f"{text[weights.by]} Log loss of the mean: {weights.losses[''] / count:.4f} as weighted at each time, "
-        f"{weights.losses['start'] / count:.4f} as weighted at the start."
+        f"{text[mixture.by]} Log loss of the mean: {mixture.losses[''] / count:.4f} as weighted at each time, "
+        f"{mixture.losses['start'] / count:.4f} as weighted at the start."
     )

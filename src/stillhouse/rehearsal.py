@@ -15,7 +15,7 @@ import pandas as pd
 
 from stillhouse.compress.search.greedy import search
 from stillhouse.compress.variants import target_from_student, variant_writer
-from stillhouse.config import AgentConfig, Cascade, Compression, Fp32, leaves
+from stillhouse.config import AgentConfig, CascadeSettings, Compression, Fp32, leaves
 from stillhouse.data_contract import count_by_rule, examine, join_names
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.distill.train import distil
@@ -27,7 +27,7 @@ from stillhouse.parts import rehearsing, resolve
 from stillhouse.records import SizeLimits, Window
 from stillhouse.refreshing.data import build_training_set
 from stillhouse.registry.foreign import ForeignModels
-from stillhouse.shown import shown
+from stillhouse.shown import escape_line
 from stillhouse.stats import cluster_ids
 from stillhouse.teachers import ensemble
 from stillhouse.variant import Variant, encode
@@ -226,7 +226,7 @@ def _check_power(config: AgentConfig, labelled: pd.DataFrame, window: Window) ->
     if promotion.cluster:
         share = len(np.unique(cluster_ids(labelled["observed_at"], promotion.cluster, window.start))) / len(labelled)
         clusters = max(1, round(share * rows))
-    rarer = None  # rows of the rarer outcome
+    rarer = None  # rows of the rarer label
     if len(config.actions) == 2:
         rarer = round(
             rows * float(labelled["outcome"].value_counts(normalize=True).reindex([0, 1], fill_value=0).min())
@@ -268,7 +268,7 @@ def _require_budget(config: AgentConfig) -> None:
         )
 
 
-def _check_cascade(config: AgentConfig, cascade: Cascade, seconds: float, uncertain: float) -> str:
+def _check_cascade(config: AgentConfig, cascade: CascadeSettings, seconds: float, uncertain: float) -> str:
     """Describe what the cascade would do with the rows of the short pass.
 
     :param seconds: time of the teachers for one row.
@@ -322,7 +322,7 @@ def _read_labelled(config: AgentConfig, observed: pd.DataFrame) -> pd.DataFrame:
 
 def _describe_shares(config: AgentConfig, outcomes: pd.Series) -> str:
     """The share of each action among the outcomes; for many actions, of the most frequent ones."""
-    shares = {shown(action): float((outcomes == i).mean()) for i, action in enumerate(config.actions)}
+    shares = {escape_line(action): float((outcomes == i).mean()) for i, action in enumerate(config.actions)}
     if len(shares) <= _MAX_SHOWN_ACTIONS:
         return ", ".join(f"{action} {share:.0%}" for action, share in shares.items())
     most = sorted(shares, key=lambda action: -shares[action])[:3]

@@ -3,11 +3,11 @@
 Data is everything that a user's rows, files, servers and names contain. Each output has its own syntax:
 
 =========================  ==========================================================================
-:func:`shown`              terminal and logs, on one line
-:func:`paragraphs`         the same, with its line breaks: a message of several lines
-:func:`markdown`           Markdown: cells of a table, list items, sentences (Prefect, MLflow)
-:func:`code`               Markdown: between backticks
-:func:`label`              labels of a matplotlib figure, where ``$…$`` would be a formula
+:func:`escape_line`        terminal and logs, on one line
+:func:`escape_paragraphs`  the same, with its line breaks: a message of several lines
+:func:`escape_markdown`    Markdown: cells of a table, list items, sentences (Prefect, MLflow)
+:func:`escape_code`        Markdown: between backticks
+:func:`escape_label`       labels of a matplotlib figure, where ``$…$`` would be a formula
 :class:`LineFormatter`     messages in a log
 =========================  ==========================================================================
 
@@ -20,7 +20,7 @@ import logging
 import re
 import unicodedata
 
-__all__ = ["LineFormatter", "code", "label", "markdown", "paragraphs", "shown"]
+__all__ = ["LineFormatter", "escape_code", "escape_label", "escape_line", "escape_markdown", "escape_paragraphs"]
 
 _ESCAPES = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 _JOINERS = "\u200c\u200d"  # used in Persian and in emoji; harmless
@@ -29,45 +29,48 @@ _MARKDOWN_CHARACTERS = re.compile(r"[\\`*\[\]~|$]|(?<![^\W_])_|_(?![^\W_])|^[-+=
 _LIST_NUMBER = re.compile(r"^(\d+)([.)])")
 
 
-def shown(value: object) -> str:
+def escape_line(value: object) -> str:
     r"""``value`` as text on one line: control and format characters, direction marks and lone surrogates escaped.
 
-    >>> shown("two\nlines, \x1b[31mred\x1b[0m, \u202ebackwards, [/INST] a\\b | ñ")
+    >>> escape_line("two\nlines, \x1b[31mred\x1b[0m, \u202ebackwards, [/INST] a\\b | ñ")
     'two\\nlines, \\x1b[31mred\\x1b[0m, \\u202ebackwards, [/INST] a\\b | ñ'
     """
     text = str(value)
     return text if text.isascii() and text.isprintable() else "".join(map(_escape, text))
 
 
-def paragraphs(value: object) -> str:
-    r"""``value`` as by :func:`shown`, but with its line feeds unchanged.
+def escape_paragraphs(value: object) -> str:
+    r"""``value`` as by :func:`escape_line`, but with its line feeds unchanged.
 
-    >>> paragraphs("one\ntwo\x07")
+    >>> escape_paragraphs("one\ntwo\x07")
     'one\ntwo\\x07'
     """
-    return "\n".join(map(shown, str(value).split("\n")))
+    return "\n".join(map(escape_line, str(value).split("\n")))
 
 
-def markdown(value: object) -> str:
+def escape_markdown(value: object) -> str:
     r"""``value`` on one line as plain text in Markdown and HTML, also in a table cell. A line break becomes a space.
 
-    >>> markdown("search|browse <img src=x> *bold* plain_name http://a.b")
+    >>> escape_markdown("search|browse <img src=x> *bold* plain_name http://a.b")
     'search\\|browse &lt;img src=x&gt; \\*bold\\* plain_name http&#58;//a.b'
     """
     text = (
-        shown(re.sub(r"\s*[\r\n]+\s*", " ", str(value))).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        escape_line(re.sub(r"\s*[\r\n]+\s*", " ", str(value)))
+        .replace("&", "&amp;")
+        .replace("<", "&lt;")
+        .replace(">", "&gt;")
     )
     text = _LIST_NUMBER.sub(r"\1\\\2", _MARKDOWN_CHARACTERS.sub(r"\\\g<0>", text))
     return text.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
 
 
-def code(value: object) -> str:
+def escape_code(value: object) -> str:
     r"""``value`` on one line as a code span, also in a table cell.
 
-    >>> code("a|b"), code("`"), code("")
+    >>> escape_code("a|b"), escape_code("`"), escape_code("")
     ('`a\\|b`', '`` ` ``', '')
     """
-    text = shown(value).replace("|", r"\|")
+    text = escape_line(value).replace("|", r"\|")
     if not text:
         return ""
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
@@ -75,20 +78,20 @@ def code(value: object) -> str:
     return f"{fence}{space}{text}{space}{fence}"
 
 
-def label(value: object) -> str:
+def escape_label(value: object) -> str:
     r"""``value`` on one line for matplotlib, which would otherwise print text between two dollars as a formula.
 
-    >>> label("price in $, tax in $")
+    >>> escape_label("price in $, tax in $")
     'price in \\$, tax in \\$'
     """
-    return shown(value).replace("$", r"\$")
+    return escape_line(value).replace("$", r"\$")
 
 
 class LineFormatter(logging.Formatter):
     """Log formatter that prints each message on one line, whatever data it contains; tracebacks keep their lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        return shown(super().formatMessage(record))
+        return escape_line(super().formatMessage(record))
 
 
 def _escape(character: str) -> str:

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "LARGEST_AUTOCORRELATION",
+    "NORMAL_QUANTILE_95",
+    "PSEUDO_ROWS",
     "TEMPERATURES",
     "brier",
     "cluster_ids",
@@ -23,6 +26,9 @@ __all__ = [
 
 Array = np.ndarray[Any, Any]
 
+LARGEST_AUTOCORRELATION = 0.5  # of the mean losses of neighbouring steps
+NORMAL_QUANTILE_95 = 1.645  # one-sided
+PSEUDO_ROWS = 0.5  # added to each bin of a histogram on either side
 TEMPERATURES = (0.05, 20.0)
 """The range in which :func:`fit_temperature` searches."""
 

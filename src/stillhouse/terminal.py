@@ -15,7 +15,7 @@ from rich.console import Console as RichConsole
 from rich.text import Text
 
 from stillhouse.errors import StillhouseError
-from stillhouse.shown import LineFormatter, paragraphs, shown
+from stillhouse.shown import LineFormatter, escape_line, escape_paragraphs
 
 __all__ = ["Console", "Table", "report_errors"]
 
@@ -28,11 +28,11 @@ class Console(RichConsole):
 
     def render_str(self, text: str, **more: Any) -> Text:
         """``text`` with control characters and direction marks escaped; line feeds stay."""
-        return super().render_str(paragraphs(text), **more)
+        return super().render_str(escape_paragraphs(text), **more)
 
     def done(self, text: str) -> None:
         """Print one line about a passed check or a finished step, after a green tick; never wrapped."""
-        self.print(Text.assemble(("✓", "green"), " ", paragraphs(text)), soft_wrap=True)
+        self.print(Text.assemble(("✓", "green"), " ", escape_paragraphs(text)), soft_wrap=True)
 
 
 class Table(rich.table.Table):
@@ -45,7 +45,7 @@ class Table(rich.table.Table):
 
     def add_row(self, *cells: Any, **more: Any) -> None:
         """Add a row; cells of text are printed literally."""
-        super().add_row(*(shown(cell) if isinstance(cell, str) else cell for cell in cells), **more)
+        super().add_row(*(escape_line(cell) if isinstance(cell, str) else cell for cell in cells), **more)
 
 
 @contextmanager
@@ -78,5 +78,5 @@ def report_errors() -> Iterator[None]:
 
 def _exit_with(kind: str, message: str) -> NoReturn:
     Console(stderr=True).print(Text(kind, style="red"), end=": ")
-    print(paragraphs(message), file=sys.stderr)
+    print(escape_paragraphs(message), file=sys.stderr)
     sys.exit(1)

@@ -4,7 +4,7 @@ This file and ``values.py`` are copied unchanged into every variant's folder, ne
 ``manifest.json``, so that the folder runs on a device without stillhouse and torch::
 
     variant = Variant("path/of/folder")
-    variant.decide({"temp": 3.5, "origin": "JFK"})    # Decided(action="late", probabilities={...})
+    variant.decide({"temp": 3.5, "origin": "JFK"})    # RowDecision(action="late", probabilities={...})
     variant.predict_proba([{...}, {...}])             # float32 [n, K]; also for a frame, or arrays by column
     variant.predict(frame)                            # DataFrame: action, p_<action> for each of the K actions
 
@@ -50,9 +50,9 @@ else:  # loaded by its path, on a device without stillhouse
 __all__ = [
     "PADDING",
     "UNKNOWN",
-    "Decided",
     "Encoder",
     "InputError",
+    "RowDecision",
     "Variant",
     "WordPiece",
     "basic_words",
@@ -535,17 +535,17 @@ class Variant:
         return self.probabilities(matrix) if len(matrix) else np.empty((0, len(self.actions)), dtype=np.float32)
 
     @overload
-    def decide(self, rows: Mapping[str, Any]) -> Decided: ...
+    def decide(self, rows: Mapping[str, Any]) -> RowDecision: ...
     @overload
-    def decide(self, rows: Sequence[Mapping[str, Any]]) -> list[Decided]: ...
-    def decide(self, rows: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Decided | list[Decided]:
+    def decide(self, rows: Sequence[Mapping[str, Any]]) -> list[RowDecision]: ...
+    def decide(self, rows: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> RowDecision | list[RowDecision]:
         """The most probable action of one row (a mapping by column), or a list of them for several rows.
 
         :raises InputError: see :meth:`Encoder.__call__`.
         """
         probs = self.predict_proba([rows] if isinstance(rows, Mapping) else rows)
         decisions = [
-            Decided(self.actions[best], dict(zip(self.actions, row_probs, strict=True)))
+            RowDecision(self.actions[best], dict(zip(self.actions, row_probs, strict=True)))
             for best, row_probs in zip(probs.argmax(axis=1).tolist(), probs.tolist(), strict=True)
         ]
         return decisions[0] if isinstance(rows, Mapping) else decisions
@@ -567,7 +567,7 @@ class Variant:
         return result
 
 
-class Decided(NamedTuple):
+class RowDecision(NamedTuple):
     """The decision about one row."""
 
     action: str

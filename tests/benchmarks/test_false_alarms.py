@@ -19,7 +19,7 @@ def test_seeds_side_by_side_are_what_a_watch_does(world) -> None:
     losses = benchmark.Losses(world, 3, [5])
     baselines_by_process = benchmark.estimate_baselines(losses, 60)
     null = np.repeat(np.array(benchmark.MEANS)[:, None], 3, axis=1)
-    watch = benchmark.Detectors.start(benchmark.process_settings(baselines_by_process, null, world.units, 4))
+    watch = benchmark.Detectors.start(benchmark.process_settings(baselines_by_process, null, world.clusters, 4))
     states = {
         (process, seed): evidence.start(
             name,
@@ -36,10 +36,10 @@ def test_seeds_side_by_side_are_what_a_watch_does(world) -> None:
     }
     initial_states, alarms = dict(states), 0
     for _ in range(40):
-        units = losses.units(0.05)
-        alarmed = watch.look(units)
+        clusters = losses.draw_clusters(0.05)
+        alarmed = watch.look(clusters)
         for key, state in states.items():
-            states[key] = evidence.advance(state, units[key], start=state.end, end=state.end + HOUR, rows=1)
+            states[key] = evidence.advance(state, clusters[key], start=state.end, end=state.end + HOUR, rows=1)
         for seed in range(3):
             joint, threshold = evidence.joint_evidence([states[process, seed] for process in range(3)])
             assert (joint >= threshold) == alarmed[seed]

@@ -13,7 +13,7 @@ from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from torch import nn
 
 from stillhouse.compress.export import export_onnx
-from stillhouse.compress.saturation import saturation
+from stillhouse.compress.saturation import find_saturating_layers
 from stillhouse.compress.steps.onnxruntime_quantizer import CalibrationBatches
 
 Array = np.ndarray[Any, Any]
@@ -35,7 +35,7 @@ def model(nodes: list[onnx.NodeProto], x: Array, output: int, **tensors: Array) 
 def product(x: Array, weight: Array) -> float:
     """Share of the pairs of ``x @ weight`` that saturate, as a dynamic model has them; 0 where none is found."""
     node = helper.make_node("MatMulInteger", ["x", "w"], ["y"], name="layer")
-    saturating = saturation(model([node], x, TensorProto.INT32, w=weight), {"x": x})
+    saturating = find_saturating_layers(model([node], x, TensorProto.INT32, w=weight), {"x": x})
     assert [layer.layer for layer in saturating] in ([], ["layer"])
     return saturating[0].share if saturating else 0.0
 
@@ -126,7 +126,7 @@ def test_operators_on_integers(operator: str, weight: int, saturating: tuple[str
         )
     graph = model([node], x, TensorProto.UINT8, w=w, **SCALES)
     graph.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    assert tuple(layer.layer for layer in saturation(graph, {"x": x})) == saturating
+    assert tuple(layer.layer for layer in find_saturating_layers(graph, {"x": x})) == saturating
 
 
 def test_a_transposed_weight() -> None:
@@ -147,7 +147,7 @@ def test_a_transposed_weight() -> None:
         )
         graph = model([node], x, TensorProto.UINT8, w=s8(*w), **SCALES)
         graph.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-        assert sum(layer.share for layer in saturation(graph, {"x": x})) == share
+        assert sum(layer.share for layer in find_saturating_layers(graph, {"x": x})) == share
 
 
 @pytest.mark.parametrize("in_graph", [True, False])
@@ -165,9 +165,9 @@ def test_pairs_of_quantise_and_dequantise(in_graph: bool) -> None:
         nodes.insert(0, helper.make_node("QuantizeLinear", ["w", "s", "wz"], ["wq"]))
         tensors = {"w": np.array([[12.7], [12.7]], np.float32)}
     model_proto = model(nodes, x, TensorProto.FLOAT, **tensors, **SCALES)
-    (saturating,) = saturation(model_proto, {"x": x})
+    (saturating,) = find_saturating_layers(model_proto, {"x": x})
     assert (saturating.layer, saturating.share) == ("layer", 1.0)
-    assert saturation(model_proto, {"x": x / 2}) == ()
+    assert find_saturating_layers(model_proto, {"x": x / 2}) == ()
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 1, 1), (1, 1, 1, 2), (1, 1, 2, 1)])
@@ -176,7 +176,9 @@ def test_a_convolution_sums_over_channels_or_over_its_kernel(shape: tuple[int, .
     x = np.full((1, shape[1], 3, 3), 255, np.uint8)
     node = helper.make_node("ConvInteger", ["x", "w"], ["y"], name="layer")
     for weight, share in ((127, 1.0), (64, 0.0)):
-        saturating = saturation(model([node], x, TensorProto.INT32, w=np.full(shape, weight, np.int8)), {"x": x})
+        saturating = find_saturating_layers(
+            model([node], x, TensorProto.INT32, w=np.full(shape, weight, np.int8)), {"x": x}
+        )
         assert sum(layer.share for layer in saturating) == share
 
 
@@ -187,11 +189,11 @@ def test_groups_strides_and_padding_of_a_convolution() -> None:
     w = np.full((2, 1, 3), 127, np.int8)
     node = helper.make_node("ConvInteger", ["x", "w"], ["y"], name="layer", group=2, strides=[2], pads=[1, 1])
     graph = model([node], x, TensorProto.INT32, w=w)
-    (saturating,) = saturation(graph, {"x": x})
+    (saturating,) = find_saturating_layers(graph, {"x": x})
     # windows (0, 1, 1), (1, 1, 1), (1, 1, 0), each with the pair of its first two and the third alone
     assert saturating.share == pytest.approx(2 / 6)
     x[:, 1], x[:, 0] = 0, 255
-    (saturating,) = saturation(graph, {"x": x})
+    (saturating,) = find_saturating_layers(graph, {"x": x})
     assert saturating.share == pytest.approx(2 / 6)
 
 
@@ -214,11 +216,11 @@ def test_what_the_quantiser_writes_is_read_in_both_formats(format: QuantFormat, 
         weight_type=QuantType.QInt8,
         reduce_range=reduced,
     )
-    saturating = {layer.layer: layer.share for layer in saturation(onnx.load(tmp_path / "m.onnx"), x)}
+    saturating = {layer.layer: layer.share for layer in find_saturating_layers(onnx.load(tmp_path / "m.onnx"), x)}
     assert set(saturating) == (set() if reduced else {"/student/student.0/Conv", "/student/student.3/Gemm"})
     assert all(share > 0.3 for share in saturating.values())
 
 
 def test_a_float_model_has_nothing_to_saturate() -> None:
     x = {"x": np.ones((5, 3), np.float32)}
-    assert saturation(export_onnx(nn.Linear(3, 2), x), x) == ()
+    assert find_saturating_layers(export_onnx(nn.Linear(3, 2), x), x) == ()

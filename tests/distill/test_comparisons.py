@@ -83,7 +83,7 @@ def test_synthetic_rows_are_used_if_they_lower_the_validation_loss(teacher: floa
     """Few observed rows, and many synthetic ones on which the teacher is right, or predicts the opposite."""
     observed, synthetic = world(60, 0), world(1500, 3, teacher)
     synthetic.labels = torch.full_like(synthetic.labels, -1)
-    training_set, validation = observed.plus(synthetic), world(600, 1)
+    training_set, validation = observed.append(synthetic), world(600, 1)
     fixed = SETTINGS.model_copy(update={"controller": "fixed", "epochs": 20})
     history, learned = distil_with_best_rows(chosen := student(), training_set, fixed, validation=validation)
     (change,) = history.changes
@@ -101,7 +101,7 @@ def test_synthetic_rows_are_used_if_they_lower_the_validation_loss(teacher: floa
 def test_synthetic_rows_are_used_without_validation_rows() -> None:
     synthetic = world(90, 3)
     synthetic.labels = torch.full_like(synthetic.labels, -1)
-    history, learned = distil_with_best_rows(student(), world(60, 0).plus(synthetic), SETTINGS, validation=None)
+    history, learned = distil_with_best_rows(student(), world(60, 0).append(synthetic), SETTINGS, validation=None)
     assert history.changes == () and len(learned) == 150
 
 
@@ -156,7 +156,7 @@ def test_control_is_skipped_after_a_comparison_without_difference(monkeypatch: p
 def test_comparison_of_synthetic_rows_is_reused(teacher: float, helped: bool) -> None:
     synthetic = world(1500, 3, teacher)
     synthetic.labels = torch.full_like(synthetic.labels, -1)
-    training_set, validation = world(60, 0).plus(synthetic), world(600, 1)
+    training_set, validation = world(60, 0).append(synthetic), world(600, 1)
     fixed = SETTINGS.model_copy(update={"controller": "fixed", "epochs": 10, "compare_every": 3})
     history = distil_with_control(
         student(), training_set, fixed, validation_control=validation, validation_compare=None

@@ -133,9 +133,9 @@ def test_decoupled_weighted_by_the_teachers_doubt_is_hinton(temperature: float) 
 
 def test_decoupled_of_two_actions_is_hinton() -> None:
     logits, teacher_probs = random_problem(actions=2)
-    outcomes = torch.arange(64) % 2
+    labels = torch.arange(64) % 2
     for others in (0.5, 50.0):
-        loss = decoupled_loss(logits, teacher_probs, outcomes, 2.0, others).item()
+        loss = decoupled_loss(logits, teacher_probs, labels, 2.0, others).item()
         assert loss == pytest.approx(hinton_loss(logits, teacher_probs, 2.0).item(), rel=1e-9)
 
 

@@ -30,11 +30,11 @@ def training_set(
     """Rows with random teacher probabilities and labels, of which shares are masked, never both in a row."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, 3)).astype(np.float32)
-    knowledge, outcomes = rng.dirichlet(np.ones(ACTIONS), rows), rng.integers(0, ACTIONS, rows)
+    knowledge, labels = rng.dirichlet(np.ones(ACTIONS), rows), rng.integers(0, ACTIONS, rows)
     draw = rng.random(rows)
     knowledge[draw < unanswered_share] = np.nan
-    outcomes[draw > 1 - unlabelled_share] = -1
-    return TrainingSet(x, knowledge, outcomes, features=rng.normal(size=(rows, features)) if features else None)
+    labels[draw > 1 - unlabelled_share] = -1
+    return TrainingSet(x, knowledge, labels, features=rng.normal(size=(rows, features)) if features else None)
 
 
 def student() -> nn.Sequential:

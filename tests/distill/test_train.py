@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from stillhouse.config import AgentConfig, Distillation
 from stillhouse.distill.losses import label_loss, soften
-from stillhouse.distill.split import split_validation, validation_days
+from stillhouse.distill.split import mask_validation_rows, split_validation
 from stillhouse.distill.students import TabularStudent, columns_of, new_student
 from stillhouse.distill.train import distil, student_probabilities
 from stillhouse.distill.training_set import TrainingSet
@@ -69,16 +69,16 @@ def make_rows(count: int, seed: int) -> tuple[pd.DataFrame, np.ndarray[Any, Any]
 def train_student(
     config: AgentConfig, count: int = 2000, **settings: Any
 ) -> tuple[TabularStudent, tuple[dict[str, float], ...]]:
-    rows, knowledge, outcomes = make_rows(count, seed=0)
+    rows, knowledge, labels = make_rows(count, seed=0)
     columns = columns_of(config, rows)
-    training_set = TrainingSet(encode(rows, columns), knowledge, outcomes, numbers=2)
+    training_set = TrainingSet(encode(rows, columns), knowledge, labels, numbers=2)
     student = new_student(config, columns, training_set.x.numpy())
     return student, distil(student, training_set, config.distillation, **settings).history
 
 
 def predict(config: AgentConfig, student: TabularStudent) -> tuple[np.ndarray[Any, Any], ...]:
-    rows, knowledge, outcomes = make_rows(3000, seed=1)
-    return student_probabilities(student, encode(rows, columns_of(config, rows))), knowledge, outcomes
+    rows, knowledge, labels = make_rows(3000, seed=1)
+    return student_probabilities(student, encode(rows, columns_of(config, rows))), knowledge, labels
 
 
 def weights(student: TabularStudent) -> torch.Tensor:
@@ -89,9 +89,9 @@ def weights(student: TabularStudent) -> torch.Tensor:
 def test_known_function_is_learned(outcome_weight: float) -> None:
     config = make_config(outcome_weight=outcome_weight)
     student, history = train_student(config)
-    probabilities, knowledge, outcomes = predict(config, student)
-    best = roc_auc_score(outcomes, knowledge[:, 1])
-    assert roc_auc_score(outcomes, probabilities[:, 1]) > max(0.95, best - 0.01)
+    probabilities, knowledge, labels = predict(config, student)
+    best = roc_auc_score(labels, knowledge[:, 1])
+    assert roc_auc_score(labels, probabilities[:, 1]) > max(0.95, best - 0.01)
     assert np.abs(probabilities - knowledge)[:, 1].mean() < 0.08
     assert history[-1]["knowledge_loss"] < 0.3 * history[0]["knowledge_loss"]
     assert not student.training
@@ -100,17 +100,17 @@ def test_known_function_is_learned(outcome_weight: float) -> None:
 def test_untrained_student_is_poor() -> None:
     config = make_config()
     student, history = train_student(config, epochs=0)
-    probabilities, _, outcomes = predict(config, student)
+    probabilities, _, labels = predict(config, student)
     assert history == ()
-    assert roc_auc_score(outcomes, probabilities[:, 1]) < 0.9
+    assert roc_auc_score(labels, probabilities[:, 1]) < 0.9
 
 
 def test_zero_epochs_do_not_change_the_student() -> None:
     config = make_config()
     student, _ = train_student(config, count=200)
     before, mode = weights(student).clone(), student.training
-    rows, knowledge, outcomes = make_rows(200, seed=2)
-    training_set = TrainingSet(encode(rows, columns_of(config, rows)), knowledge, outcomes, numbers=2)
+    rows, knowledge, labels = make_rows(200, seed=2)
+    training_set = TrainingSet(encode(rows, columns_of(config, rows)), knowledge, labels, numbers=2)
     assert distil(student, training_set, config.distillation, epochs=0).history == ()
     assert torch.equal(weights(student), before)
     assert student.training is mode
@@ -155,12 +155,12 @@ def test_one_batch_of_one_row() -> None:
 
 def test_training_does_not_change_its_rows() -> None:
     config = make_config(epochs=1)
-    rows, knowledge, outcomes = make_rows(300, seed=0)
+    rows, knowledge, labels = make_rows(300, seed=0)
     x = encode(rows, columns_of(config, rows))
-    copies = [array.copy() for array in (x, knowledge, outcomes)]
-    training_set = TrainingSet(x, knowledge, outcomes, numbers=2)
+    copies = [array.copy() for array in (x, knowledge, labels)]
+    training_set = TrainingSet(x, knowledge, labels, numbers=2)
     distil(new_student(config, columns_of(config, rows), x), training_set, config.distillation)
-    for array, copy in zip((x, knowledge, outcomes), copies, strict=True):
+    for array, copy in zip((x, knowledge, labels), copies, strict=True):
         np.testing.assert_array_equal(array, copy)
     np.testing.assert_array_equal(training_set.x.numpy(), x)
 
@@ -190,8 +190,8 @@ def test_probabilities_sum_to_one() -> None:
 
 def training_sets(config: AgentConfig, *seeds: int, count: int = 600) -> Iterator[TrainingSet]:
     for seed in seeds:
-        rows, knowledge, outcomes = make_rows(count, seed)
-        yield TrainingSet(encode(rows, columns_of(config, rows)), knowledge, outcomes, numbers=2)
+        rows, knowledge, labels = make_rows(count, seed)
+        yield TrainingSet(encode(rows, columns_of(config, rows)), knowledge, labels, numbers=2)
 
 
 def with_losses(config: AgentConfig, *types: str) -> AgentConfig:
@@ -329,11 +329,11 @@ def test_every_loss_trains_the_student(loss: str) -> None:
 
 def test_joined_training_sets_have_features_where_both_do() -> None:
     first, second = training_sets(make_config(), 0, 1, count=20)
-    assert first.plus(second).features is None
+    assert first.append(second).features is None
     first.features = torch.ones(20, 3)
-    assert first.plus(second).features is None
+    assert first.append(second).features is None
     second.features = torch.zeros(20, 3)
-    together = first.plus(second)
+    together = first.append(second)
     assert len(together) == 40 and together.features.mean(dim=1).tolist() == [1.0] * 20 + [0.0] * 20
 
 
@@ -384,17 +384,17 @@ def test_a_new_student_reads_these_columns() -> None:
 
 def test_validation_days_are_whole_days_and_stable() -> None:
     times = pd.Series(pd.date_range("2013-01-01", periods=24 * 40, freq="h", tz="UTC"))
-    chosen = validation_days(times, 10)
+    chosen = mask_validation_rows(times, 10)
     days = times[chosen].dt.date.unique()
     assert len(days) == 4
     assert chosen.sum() == 4 * 24
     assert {(datetime(d.year, d.month, d.day, tzinfo=UTC).timestamp() / 86_400) % 10 for d in days} == {0}
     subset = times.sample(200, random_state=0)
-    np.testing.assert_array_equal(validation_days(subset, 10), chosen[subset.index])
+    np.testing.assert_array_equal(mask_validation_rows(subset, 10), chosen[subset.index])
     for unit in ("s", "ms", "us", "ns"):
-        np.testing.assert_array_equal(validation_days(times.dt.as_unit(unit), 10), chosen)
+        np.testing.assert_array_equal(mask_validation_rows(times.dt.as_unit(unit), 10), chosen)
     local = times.dt.tz_convert("America/New_York")
-    np.testing.assert_array_equal(validation_days(local, 10), chosen)
+    np.testing.assert_array_equal(mask_validation_rows(local, 10), chosen)
 
 
 def test_newer_half_of_validation_days_is_for_the_controller() -> None:

@@ -210,13 +210,13 @@ def test_losses_that_share_a_deviation():
     losses = np.random.default_rng(4).random(12)
     deviation = math.sqrt(0.1 / 2.5)
     state = begin().model_copy(update={"step_deviation": deviation})
-    assert evidence.count_groups(12, 0.1, deviation) == 3
+    assert evidence.count_bets(12, 0.1, deviation) == 3
     sizes = evidence.bet_sizes(0.1)
     growth = np.log1p(sizes[:, None] * (losses.reshape(3, 4).mean(axis=1) - 0.1)).sum(axis=1)
     assert next_step(state, losses).log_bets == pytest.approx(growth - 0.5 * (3 * deviation * sizes) ** 2)
     alone = next_step(begin().model_copy(update={"step_deviation": None}), losses)
     assert alone.log_bets == pytest.approx(np.log1p(sizes * (losses.mean() - 0.1)))
-    assert (alone.clusters, evidence.count_groups(12, 0.1, 0.0)) == (12, 12)
+    assert (alone.clusters, evidence.count_bets(12, 0.1, 0.0)) == (12, 12)
 
 
 def test_a_closed_alarm_restarts_and_keeps_the_expected_excess():

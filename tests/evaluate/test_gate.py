@@ -22,10 +22,10 @@ Array = np.ndarray[Any, Any]
 
 def binormal(rng: np.random.Generator, count: int, *shifts: float, noise: float = 1.0) -> tuple[Array, Array]:
     """Half the outcomes 1, and a score for each of ``shifts``, correlated ½ where ``noise`` is 1."""
-    outcomes = np.arange(count) % 2
+    labels = np.arange(count) % 2
     common = rng.normal(size=count)
-    scores = [(common + noise * rng.normal(size=count)) / math.hypot(1, noise) + s * outcomes for s in shifts]
-    return outcomes, np.stack(scores)
+    scores = [(common + noise * rng.normal(size=count)) / math.hypot(1, noise) + s * labels for s in shifts]
+    return labels, np.stack(scores)
 
 
 def two_columns(scores: Array) -> Array:
@@ -42,8 +42,8 @@ def test_delong_by_hand() -> None:
     AUC ¾ and 1; placements of the positives (1, ½) and (1, 1), of the negatives (½, 1) and (1, 1): paired differences
     0 and −½ around −¼, and −½ and 0 around −¼, each divided by two.
     """
-    outcomes = np.array([1, 1, 0, 0])
-    aucs, influence = delong(outcomes, np.array([[3.0, 1, 2, 0], [2, 3, 1, 0]]))
+    labels = np.array([1, 1, 0, 0])
+    aucs, influence = delong(labels, np.array([[3.0, 1, 2, 0], [2, 3, 1, 0]]))
     assert aucs == [0.75, 1.0]
     assert influence == pytest.approx([1 / 8, -1 / 8, -1 / 8, 1 / 8])
     assert clustered_error(influence, np.arange(4), small_sample=True) == pytest.approx(math.sqrt(4 / 64 * 4 / 3))
@@ -51,52 +51,52 @@ def test_delong_by_hand() -> None:
 
 
 def test_duplicated_rows_do_not_reduce_the_error() -> None:
-    outcomes, scores = binormal(np.random.default_rng(3), 400, 1.0, 0.8)
-    once = compare_models("test", outcomes, two_columns(scores[0]), two_columns(scores[1]), 0.01, np.arange(400))
+    labels, scores = binormal(np.random.default_rng(3), 400, 1.0, 0.8)
+    once = compare_models("test", labels, two_columns(scores[0]), two_columns(scores[1]), 0.01, np.arange(400))
     twice = np.repeat(np.arange(400), 2)
-    doubled = [outcomes[twice], two_columns(scores[0])[twice], two_columns(scores[1])[twice]]
+    doubled = [labels[twice], two_columns(scores[0])[twice], two_columns(scores[1])[twice]]
     assert compare_models("test", *doubled, 0.01, twice).standard_error == pytest.approx(once.standard_error, rel=1e-6)
     assert compare_models("test", *doubled, 0.01).standard_error == pytest.approx(
         once.standard_error / math.sqrt(2), rel=0.01
     )
     assert (
-        compare_models("test", outcomes, two_columns(scores[0]), two_columns(scores[1]), 0.01, np.arange(400) // 50)
+        compare_models("test", labels, two_columns(scores[0]), two_columns(scores[1]), 0.01, np.arange(400) // 50)
         is None
     )
 
 
 def test_delong_counts_ties_half() -> None:
-    outcomes = np.array([1, 1, 0, 0])
-    aucs, _ = delong(outcomes, np.array([[2.0, 1, 1, 0], [1, 1, 1, 1]]))
+    labels = np.array([1, 1, 0, 0])
+    aucs, _ = delong(labels, np.array([[2.0, 1, 1, 0], [1, 1, 1, 1]]))
     assert aucs == [0.875, 0.5]
 
 
 def test_aucs_agree_with_scikit_learn() -> None:
     rng = np.random.default_rng(0)
-    outcomes = rng.integers(0, 2, 300)
-    scores = np.round(rng.normal(size=(2, 300)) + outcomes, 1)
-    aucs, _ = delong(outcomes, scores)
-    assert aucs == pytest.approx([roc_auc_score(outcomes, row) for row in scores], rel=1e-12)
+    labels = rng.integers(0, 2, 300)
+    scores = np.round(rng.normal(size=(2, 300)) + labels, 1)
+    aucs, _ = delong(labels, scores)
+    assert aucs == pytest.approx([roc_auc_score(labels, row) for row in scores], rel=1e-12)
 
 
 @pytest.mark.parametrize("noise", [0.3, 1.0])
 def test_delong_agrees_with_a_bootstrap(noise: float) -> None:
     rng = np.random.default_rng(1)
-    outcomes, scores = binormal(rng, 600, 1.2, 0.9, noise=noise)
-    _, influence = delong(outcomes, scores)
+    labels, scores = binormal(rng, 600, 1.2, 0.9, noise=noise)
+    _, influence = delong(labels, scores)
     error = clustered_error(influence, np.arange(600), small_sample=True)
     drawn = []
     for _ in range(600):
         rows = rng.integers(0, 600, 600)
-        aucs, _ = delong(outcomes[rows], scores[:, rows])
+        aucs, _ = delong(labels[rows], scores[:, rows])
         drawn.append(aucs[0] - aucs[1])
     assert error == pytest.approx(np.std(drawn), rel=0.15)
 
 
 def test_one_model_against_itself(make: Any) -> None:
     """No difference was seen, which 200 rows prove as far as the rule of three: 3 / 100 rows of either outcome."""
-    outcomes, scores = binormal(np.random.default_rng(0), 200, 1.0)
-    same = compare_models("test", outcomes, two_columns(scores[0]), two_columns(scores[0]), margin=0.02)
+    labels, scores = binormal(np.random.default_rng(0), 200, 1.0)
+    same = compare_models("test", labels, two_columns(scores[0]), two_columns(scores[0]), margin=0.02)
     assert (same.difference, same.standard_error, same.rows, same.measure) == (0, 0, 200, "auc")
     assert lower_bound(same, 0.95) == pytest.approx(-3 / 100, rel=0.02)
     verdict = judge(make.certificate(same, rule=2))
@@ -172,28 +172,28 @@ def test_a_challenger_proven_worse_is_refused_within_the_margin(make: Any) -> No
 @pytest.mark.parametrize("strange", [np.nan, np.inf])
 def test_a_row_without_a_finite_answer_counts_as_wrong(actions: int, strange: float) -> None:
     """Not one on which `argmax`, which takes the first NaN, is right about the first action."""
-    outcomes = np.arange(600) % actions
-    right = np.eye(actions)[outcomes] * 0.5 + 0.5 / actions
+    labels = np.arange(600) % actions
+    right = np.eye(actions)[labels] * 0.5 + 0.5 / actions
     silent = np.where((np.arange(600) % 10 == 0)[:, None], strange, right)
     for challenger, champion, sign in ((silent, right, -1), (right, silent, 1)):
-        comparison = compare_models("test", outcomes, challenger, champion, 0.02)
+        comparison = compare_models("test", labels, challenger, champion, 0.02)
         assert comparison is not None and comparison.difference * sign > 0.05
         assert (lower_bound(comparison, 0.95) < -0.02) == (sign < 0)
 
 
 @pytest.mark.parametrize("probability", [0.5, 1.0])
 def test_constant_scores_prove_nothing(make: Any, probability: float) -> None:
-    outcomes = np.arange(200) % 2
+    labels = np.arange(200) % 2
     flat = np.column_stack([np.full(200, 1 - probability), np.full(200, probability)])
     for clusters in (None, np.arange(200) // 10):
-        comparison = compare_models("test", outcomes, flat, flat, 0.02, clusters)
+        comparison = compare_models("test", labels, flat, flat, 0.02, clusters)
         assert judge(make.certificate(comparison, rule=2)).result == "refused"
 
 
 def test_with_few_clusters_the_auc_bound_uses_students_t(make: Any) -> None:
     """The same scores in 12 and in 300 clusters: Student's t and the worst cluster, or nearly normal."""
-    outcomes, scores = binormal(np.random.default_rng(5), 1200, 1.0, 0.9)
-    pair = outcomes, two_columns(scores[0]), two_columns(scores[1])
+    labels, scores = binormal(np.random.default_rng(5), 1200, 1.0, 0.9)
+    pair = labels, two_columns(scores[0]), two_columns(scores[1])
     few, many = (compare_models("test", *pair, 0.02, np.arange(1200) % count) for count in (12, 300))
     assert few.difference - lower_bound(few, 0.95) > 1.8 * few.standard_error
     assert 1.65 < (many.difference - lower_bound(many, 0.95)) / many.standard_error < 2.1
@@ -210,28 +210,28 @@ def test_one_large_cluster_does_not_prove_more_than_the_confidence_allows(make: 
     rows, promoted, normal = len(clusters), 0, NormalDist()
     for seed in range(60):
         rng = np.random.default_rng([41, seed])
-        outcomes, common = (rng.random(rows) < 0.25).astype(int), rng.normal(size=rows)
+        labels, common = (rng.random(rows) < 0.25).astype(int), rng.normal(size=rows)
         scores = 0.97 * common + 0.22 * rng.normal(size=(2, rows))
         worse = normal.inv_cdf(0.72) * math.sqrt(3) + rng.normal(size=151)[clusters]  # of positives that vary by 1
-        challenger, champion = scores + outcomes * np.stack([worse, np.full(rows, normal.inv_cdf(0.75) * math.sqrt(2))])
-        comparison = compare_models("test", outcomes, two_columns(challenger), two_columns(champion), 0.03, clusters)
+        challenger, champion = scores + labels * np.stack([worse, np.full(rows, normal.inv_cdf(0.75) * math.sqrt(2))])
+        comparison = compare_models("test", labels, two_columns(challenger), two_columns(champion), 0.03, clusters)
         promoted += comparison is not None and lower_bound(comparison, 0.95) >= -0.03
     assert promoted <= binom.ppf(0.99, 60, 0.05)
 
 
 def test_a_challenger_better_in_every_cluster_passes(make: Any) -> None:
     """If none of 50 clusters lost anything, the worst case must not assume that the next one loses everything."""
-    outcomes, scores = binormal(np.random.default_rng(7), 2000, 1.5, 1.0, noise=0.1)
+    labels, scores = binormal(np.random.default_rng(7), 2000, 1.5, 1.0, noise=0.1)
     comparison = compare_models(
-        "test", outcomes, two_columns(scores[0]), two_columns(scores[1]), 0.01, np.arange(2000) % 50
+        "test", labels, two_columns(scores[0]), two_columns(scores[1]), 0.01, np.arange(2000) % 50
     )
     assert comparison.difference > 0.05
     assert judge(make.certificate(comparison, rule=2)).result == "promoted"
 
 
 def test_many_scores_are_binned(make: Any) -> None:
-    outcomes, scores = binormal(np.random.default_rng(6), 6000, 1.0, 0.98)
-    comparison = compare_models("test", outcomes, two_columns(scores[0]), two_columns(scores[1]), 0.02)
+    labels, scores = binormal(np.random.default_rng(6), 6000, 1.0, 0.98)
+    comparison = compare_models("test", labels, two_columns(scores[0]), two_columns(scores[1]), 0.02)
     binned, counts = np.array(comparison.evidence.scores).T
     assert len(binned) <= 500 and counts.sum() == 6000
     assert binned @ counts == pytest.approx(0, abs=1e-12)
@@ -240,9 +240,9 @@ def test_many_scores_are_binned(make: Any) -> None:
 
 @pytest.mark.parametrize(("ones", "zeros", "is_evidence"), [(10, 10, True), (9, 50, False), (50, 9, False)])
 def test_too_few_of_either_outcome_are_no_evidence(ones: int, zeros: int, is_evidence: bool) -> None:
-    outcomes = np.array([1] * ones + [0] * zeros)
+    labels = np.array([1] * ones + [0] * zeros)
     p = two_columns(np.random.default_rng(0).normal(size=ones + zeros))
-    assert (compare_models("test", outcomes, p, p, margin=0.01) is not None) is is_evidence
+    assert (compare_models("test", labels, p, p, margin=0.01) is not None) is is_evidence
 
 
 def test_a_challenger_that_is_worse_by_the_margin_passes_in_one_of_twenty(make: Any) -> None:
@@ -252,8 +252,8 @@ def test_a_challenger_that_is_worse_by_the_margin_passes_in_one_of_twenty(make: 
     rng = np.random.default_rng(2)
     passed = 0
     for _ in range(150):
-        outcomes, scores = binormal(rng, 300, challenger, champion)
-        comparison = compare_models("test", outcomes, two_columns(scores[0]), two_columns(scores[1]), margin=0.05)
+        labels, scores = binormal(rng, 300, challenger, champion)
+        comparison = compare_models("test", labels, two_columns(scores[0]), two_columns(scores[1]), margin=0.05)
         passed += judge(make.certificate(comparison)).result == "promoted"
     assert 0 < passed <= 12
 
@@ -305,9 +305,9 @@ def test_the_bound_by_hand(make: Any) -> None:
 
 
 def test_a_clearly_worse_challenger_is_refused_by_name(make: Any) -> None:
-    outcomes, scores = binormal(np.random.default_rng(0), 2000, 0.4, 1.2)
+    labels, scores = binormal(np.random.default_rng(0), 2000, 0.4, 1.2)
     verdict = judge(
-        make.certificate(compare_models("test", outcomes, two_columns(scores[0]), two_columns(scores[1]), margin=0.01))
+        make.certificate(compare_models("test", labels, two_columns(scores[0]), two_columns(scores[1]), margin=0.01))
     )
     assert verdict.result == "refused"
     (failed,) = [reason for reason in verdict.reasons if reason.failed]
@@ -318,8 +318,8 @@ def test_a_clearly_worse_challenger_is_refused_by_name(make: Any) -> None:
 
 
 def test_without_margin_equal_quality_of_a_few_rows_is_not_proven(make: Any) -> None:
-    outcomes, scores = binormal(np.random.default_rng(3), 60, 1.0, 1.0)
-    comparison = compare_models("test", outcomes, two_columns(scores[0]), two_columns(scores[1]), margin=0.0)
+    labels, scores = binormal(np.random.default_rng(3), 60, 1.0, 1.0)
+    comparison = compare_models("test", labels, two_columns(scores[0]), two_columns(scores[1]), margin=0.0)
     assert abs(comparison.difference) < comparison.standard_error
     assert judge(make.certificate(comparison)).result == "refused"
 

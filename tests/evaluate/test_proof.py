@@ -12,7 +12,7 @@ import pytest
 
 from stillhouse.evaluate.gate import compare_models, judge, next_anchor
 from stillhouse.evaluate.proof import Contender, prove
-from stillhouse.evaluate.scorecard import agreement, disagreement, quality
+from stillhouse.evaluate.scorecard import measure_agreement, measure_disagreement, quality
 from stillhouse.records import Proof, Refresh, Window
 
 Array = np.ndarray[Any, Any]
@@ -122,7 +122,7 @@ def test_cards_hold_the_quality_of_each_model_on_each_window(proven: Callable[..
     assert proof.student.latency is None
     assert proof.variants[0].latency.calls == 300
     assert {card.cpu for card in (proof.teacher, proof.student, *proof.variants)} == {"Zen"}
-    assert proof.variants[1].agreement == agreement(Model(0.0)(test), exact(test))
+    assert proof.variants[1].agreement == measure_agreement(Model(0.0)(test), exact(test))
     jfk = test[test["origin"] == "JFK"]
     assert proof.variants[1].slices["origin=JFK"].rows == len(jfk) == 100
     assert list(proof.variants[1].slices) == ["origin=EWR", "origin=JFK"]
@@ -160,7 +160,7 @@ def test_the_chosen_variant_is_compared_with_the_champion(proven: Callable[..., 
     assert by_window["origin=JFK"].rows == 100
     assert by_window["origin=JFK"].margin == 0.3
     test = WINDOWS["test"]
-    assert proof.disagreement == disagreement(Model(0.0)(test), good(test))
+    assert proof.disagreement == measure_disagreement(Model(0.0)(test), good(test))
 
 
 def test_small_slices_are_reported_but_not_compared(proven: Callable[..., Proof]) -> None:

@@ -78,9 +78,9 @@ def _between(start: datetime, end: datetime) -> pd.DataFrame:
 class WordCounts:
     """Naive Bayes on words, saved as JSON; a word's embedding is its log-odds per action."""
 
-    def fit(self, rows: pd.DataFrame, outcomes: np.ndarray) -> None:
+    def fit(self, rows: pd.DataFrame, labels: np.ndarray) -> None:
         counts = [Counter[str]() for _ in ACTIONS]
-        for text, outcome in zip(rows["said"], outcomes, strict=True):
+        for text, outcome in zip(rows["said"], labels, strict=True):
             counts[outcome].update(self._words(text))
         self.words = sorted(set().union(*counts))
         table = np.array([[count[word] + 0.5 for count in counts] for word in self.words])

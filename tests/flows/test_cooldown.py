@@ -13,7 +13,7 @@ from stillhouse.champion import open_registry
 from stillhouse.records import drift_report, evidence_steps
 from stillhouse.refreshing.opening import find_answering_verdict
 from stillhouse.refreshing.session import open_session, request_refresh
-from tasks.living import live
+from tasks.ingesting import live
 
 
 def find_answer(cause: str, as_of):

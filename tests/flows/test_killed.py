@@ -15,7 +15,7 @@ import pytest
 from stillhouse.champion import open_registry
 from stillhouse.config import home, load
 from stillhouse.knowledge import KnowledgeBase
-from tasks.living import live
+from tasks.ingesting import live
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 

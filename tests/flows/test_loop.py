@@ -21,7 +21,7 @@ from stillhouse.records import Certificate
 from stillhouse.refreshing.proving import load_anchor
 from stillhouse.refreshing.session import Session, open_session, request_refresh
 from tasks import refreshing
-from tasks.living import live
+from tasks.ingesting import live
 from tests.flows import toy
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -18,7 +18,7 @@ from stillhouse.knowledge import KnowledgeBase
 from stillhouse.knowledge.events import Outcomes
 from stillhouse.knowledge.spool import Spool, spool_folder
 from stillhouse.records import Verdict
-from stillhouse.shown import markdown
+from stillhouse.shown import escape_markdown
 from tests.flows.test_loop import artifacts
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -56,10 +56,10 @@ def test_training_window_of_a_champion_reads_identically_after_upkeep(base: Know
     assert removed["observations"] == rows - base.tables.count_rows()["observations"] > 0
     freed = {f.table: f for f in upkeep.freed}
     assert freed["observations"].files_after < freed["observations"].files_before
-    kept = freed["observations"].kept
-    assert str(champion) in kept[baseline.train.versions["observations"]]
+    readable_versions = freed["observations"].readable_versions
+    assert str(champion) in readable_versions[baseline.train.versions["observations"]]
     report = artifacts()["maintain-toy"]
-    assert "## Old rows removed" in report and markdown(champion) in report
+    assert "## Old rows removed" in report and escape_markdown(champion) in report
 
     for window, rows_before in zip((baseline.train, baseline.test), before, strict=True):
         pd.testing.assert_frame_equal(base.read_labelled(window, day(50)), rows_before)

@@ -16,7 +16,7 @@ from stillhouse.config import load
 from stillhouse.demonstrating import list_week_ends
 from stillhouse.errors import WindowError
 from stillhouse.knowledge import KnowledgeBase
-from tasks.living import live
+from tasks.ingesting import live
 
 AGENT = Path(__file__).parents[2] / "agents" / "router.yaml"
 

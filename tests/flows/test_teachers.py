@@ -381,7 +381,7 @@ class FaultyTeacher:
     def __init__(self, wrong: str) -> None:
         self.wrong = wrong
 
-    def fit(self, rows: Any, outcomes: Any) -> None:
+    def fit(self, rows: Any, labels: Any) -> None:
         if self.wrong == "fit fails":
             raise RuntimeError("no licence")
         if self.wrong == "fit hangs":

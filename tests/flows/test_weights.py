@@ -69,8 +69,8 @@ def test_failing_teacher_loses_weight_and_the_student_follows_the_other(
     first = flows.refresh.refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert first.result == "promoted"
     parts = load_champion("toy")
-    assert parts.teacher.weights is not None and parts.teacher.weights.everywhere.outcomes == 1000
-    assert parts.teacher.weights.teachers == ("rules", "logistic")
+    assert parts.teacher.mixture is not None and parts.teacher.mixture.everywhere.outcomes == 1000
+    assert parts.teacher.mixture.teachers == ("rules", "logistic")
 
     require_weights_published()
 
@@ -121,8 +121,8 @@ def require_weights_published() -> None:
     """Check the record, curve and figure in MLflow, and the two tables in Prefect."""
     registry = open_registry("toy")
     (run,) = runs_of("refresh")
-    weights = registry.runs.read_record(run.info.run_id, "weights.json", TeacherWeights)
-    assert weights is not None and weights == read_weights(
+    mixture = registry.runs.read_record(run.info.run_id, "weights.json", TeacherWeights)
+    assert mixture is not None and mixture == read_weights(
         registry.models.fetch(registry.baseline(registry.champion()).teacher)
     )
     files = {file.path for file in registry.client.list_artifacts(run.info.run_id, "figures")}

@@ -14,9 +14,9 @@ from stillhouse.champion import open_registry
 from stillhouse.drift.decide import decide_from_evidence
 from stillhouse.errors import WindowError
 from stillhouse.records import Verdict, drift_report
-from stillhouse.shown import markdown
+from stillhouse.shown import escape_markdown
 from stillhouse.watching.window import open_window
-from tasks.living import live
+from tasks.ingesting import live
 from tests.flows import toy
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -33,7 +33,7 @@ def window_reason(verdict: Verdict) -> str:
     (reason,) = [reason for reason in verdict.reasons if reason.measure == "window"]
     with get_client(sync_client=True) as client:
         artifacts = sorted(client.read_artifacts(), key=lambda artifact: artifact.created)
-    assert markdown(reason.text) in {artifact.key: artifact.data for artifact in artifacts}["watch-toy"]
+    assert escape_markdown(reason.text) in {artifact.key: artifact.data for artifact in artifacts}["watch-toy"]
     return reason.text
 
 

@@ -57,8 +57,8 @@ def _between(start: datetime, end: datetime) -> pd.DataFrame:
 class Logistic:
     """A logistic regression as teacher, saved as JSON."""
 
-    def fit(self, rows: pd.DataFrame, outcomes: np.ndarray) -> None:
-        self.model = LogisticRegression().fit(self._matrix(rows), outcomes)
+    def fit(self, rows: pd.DataFrame, labels: np.ndarray) -> None:
+        self.model = LogisticRegression().fit(self._matrix(rows), labels)
 
     def predict_proba(self, rows: pd.DataFrame) -> np.ndarray:
         return self.model.predict_proba(self._matrix(rows))

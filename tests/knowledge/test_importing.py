@@ -18,7 +18,7 @@ import pytest
 from stillhouse.config import AgentConfig, home
 from stillhouse.errors import RuntimeStateError, SchemaError
 from stillhouse.knowledge import KnowledgeBase, log_files
-from stillhouse.knowledge.importing import Summary, import_files, preview
+from stillhouse.knowledge.importing import ImportSummary, import_files, preview
 from stillhouse.knowledge.importing import run as import_run
 from stillhouse.knowledge.importing.keys import KeySet, _is_in
 from stillhouse.knowledge.log_files import LogFile
@@ -83,7 +83,7 @@ def everything(base: KnowledgeBase) -> pd.DataFrame:
     return base.read_observations(base.window("all", START, START + 10_000 * HOUR))
 
 
-def counted(summary: Summary) -> dict[str, int]:
+def counted(summary: ImportSummary) -> dict[str, int]:
     return {key: value for key, value in vars(summary).items() if isinstance(value, int) and value}
 
 

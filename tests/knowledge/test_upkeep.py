@@ -102,7 +102,7 @@ def test_windows_of_models_read_identical_rows_after_all_upkeep(kb: KnowledgeBas
             {"observations": 38 * 24, "outcomes": 38 * 24} if turn == 0 else {}
         )
         version = train_window.versions["observations"]
-        assert freed["observations"].kept == {version: ("toy@1",)} and not freed["observations"].unreadable
+        assert freed["observations"].readable_versions == {version: ("toy@1",)} and not freed["observations"].unreadable
         assert (freed["observations"].files_before > freed["observations"].files_after) == (turn == 0)
         pd.testing.assert_frame_equal(labelled(kb, train_window), rows[0])
         pd.testing.assert_frame_equal(labelled(kb, test_window), rows[1])
@@ -152,7 +152,7 @@ def test_a_missing_version_is_reported(kb: KnowledgeBase) -> None:
         for result in upkeep.vacuum(kb.tables, NOW, {"toy@1": (strange,), "toy@2": (window(kb, 0, 5),)})
     }
     assert freed["observations"].unreadable == {4711: ("toy@1",)}
-    assert list(freed["observations"].kept.values()) == [("toy@2",)]
+    assert list(freed["observations"].readable_versions.values()) == [("toy@2",)]
 
 
 def test_teacher_answers_and_verdicts_are_kept(kb: KnowledgeBase) -> None:

@@ -65,7 +65,7 @@ import numpy as np
 
 class Rule:
     def __init__(self, limit=0.0): self.limit = limit
-    def fit(self, rows, outcomes): ...
+    def fit(self, rows, labels): ...
     def predict_proba(self, rows):
         late = np.where(rows["wind"].to_numpy() > self.limit, 0.9, 0.2)
         return np.column_stack([1 - late, late])

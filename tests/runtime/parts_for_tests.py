@@ -21,7 +21,7 @@ class Rule:
     def __init__(self, limit: float = 10.0) -> None:
         self.limit = limit
 
-    def fit(self, rows: pd.DataFrame, outcomes: np.ndarray) -> None: ...
+    def fit(self, rows: pd.DataFrame, labels: np.ndarray) -> None: ...
 
     def predict_proba(self, rows: pd.DataFrame) -> np.ndarray:
         question_sizes.append(len(rows))

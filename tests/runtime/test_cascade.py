@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stillhouse.config import Cascade, EndpointTeacher, load
+from stillhouse.config import CascadeSettings, EndpointTeacher, load
 from stillhouse.knowledge import KnowledgeBase, content_keys
 from stillhouse.records import Spending
 from stillhouse.runtime import Agent
-from stillhouse.runtime.cascade import AnswerCache
+from stillhouse.runtime.cascade import LatestAnswers
 from stillhouse.runtime.day_budget import DayBudget
 from tests.runtime import parts_for_tests as parts
 from tests.runtime.conftest import Installation
@@ -153,7 +153,7 @@ def test_the_teacher_is_not_asked_about_its_training_rows(promoted: Installation
 
 def day_budget(tmp_path: Path, **limits: object) -> tuple[DayBudget, list[str]]:
     day = ["2024-05-01"]
-    return DayBudget(tmp_path / "days.sqlite", Cascade(below=0.5, **limits), lambda: day[0]), day
+    return DayBudget(tmp_path / "days.sqlite", CascadeSettings(below=0.5, **limits), lambda: day[0]), day
 
 
 def test_reservations_are_replaced_by_actual_cost_and_each_day_starts_at_zero(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_concurrent_processes_never_exceed_the_budget(tmp_path: Path) -> None:
 
 
 def test_the_answer_cache_drops_its_oldest_answers(tmp_path: Path) -> None:
-    cache = AnswerCache(3)
+    cache = LatestAnswers(3)
     cache.put("t", [(str(i), np.array([i, 1.0])) for i in range(5)])
     cache.put("t", [("useless", None)])
     probs, is_cached = cache.get("t", ["0", "3", "4", "useless", "never"], 2)

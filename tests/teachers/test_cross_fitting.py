@@ -58,5 +58,5 @@ def test_cross_fit_answers_keep_the_order_of_the_rows(fit_ids: list[set[str]]) -
 class BaseRate(Constant):
     """The share of outcome 1 among what it was fitted on."""
 
-    def fit(self, rows: pd.DataFrame, outcomes: np.ndarray[Any, Any]) -> None:
-        self.prob = float(outcomes.mean())
+    def fit(self, rows: pd.DataFrame, labels: np.ndarray[Any, Any]) -> None:
+        self.prob = float(labels.mean())

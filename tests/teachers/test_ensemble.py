@@ -283,29 +283,29 @@ def weights_of(config: AgentConfig, probs: Any, outcomes: Any) -> TeacherWeights
     )
     return mixture_weights.learn(
         weights_at_start, np.asarray(probs), outcomes, pd.DataFrame(index=range(len(outcomes))), START
-    ).weights
+    ).mixture
 
 
 def test_reweigh_changes_the_version_and_keeps_the_members(tmp_path: Path) -> None:
     config = make_config(constant_teacher("a", 0.2), constant_teacher("b", 0.8))
     reference = ensemble.fit(config, make_rows(24), WINDOW, tmp_path / "t")
     before = ensemble.load(tmp_path / "t", config)
-    weights = weights_of(config, [[[0.8, 0.2], [0.2, 0.8]]] * 30, [1] * 30)
-    weighted = ensemble.reweigh(reference, weights, tmp_path / "other")
+    mixture = weights_of(config, [[[0.8, 0.2], [0.2, 0.8]]] * 30, [1] * 30)
+    weighted = ensemble.reweigh(reference, mixture, tmp_path / "other")
     after = ensemble.load(tmp_path / "other", config)
 
     assert weighted.version == after.version != reference.version
     assert ensemble.read_reference(tmp_path / "t").version == reference.version
     assert ensemble.read_weights(tmp_path / "t") is None
-    assert ensemble.read_weights(tmp_path / "other") == weights == after.weights
+    assert ensemble.read_weights(tmp_path / "other") == mixture == after.mixture
     own = [after.member_version(member) for member in after.members]
     assert own == [before.member_version(member) for member in before.members] and len({*own, after.version}) == 3
-    share = mixture_weights.slice_shares(weights)
+    share = mixture_weights.slice_shares(mixture)
     assert share[1] > 0.8
     np.testing.assert_allclose(after.predict_proba(make_rows(3))[:, 1], 0.2 * share[0] + 0.8 * share[1])
     np.testing.assert_allclose(before.predict_proba(make_rows(3))[:, 1], 0.5)
 
-    again = ensemble.reweigh(weighted, weights, tmp_path / "other")
+    again = ensemble.reweigh(weighted, mixture, tmp_path / "other")
     assert again.version == weighted.version
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -335,7 +335,7 @@ def test_ensemble_with_fixed_weights_has_one_learned_weight(tmp_path: Path) -> N
     probs = [[[0.9, 0.1], [0.3, 0.7]]] * 30
     weighted = ensemble.reweigh(reference, weights_of(config, probs, [1] * 30), tmp_path / "t")
     teacher = ensemble.load(tmp_path / "t", config)
-    assert (weighted.version, teacher.weights is not None) == (teacher.version, True)
+    assert (weighted.version, teacher.mixture is not None) == (teacher.version, True)
     shares = teacher.member_shares(make_rows(2))[0]
     assert shares[2] / shares[1] == pytest.approx(3) and shares[0] < 0.1
 

@@ -66,13 +66,13 @@ def loss_of(probs: np.ndarray, outcomes: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("start", [[0.5, 0.5], [0.75, 0.25], [0.2, 0.5, 0.3], [1 / 7] * 7, [0.05] * 20])
 def test_start_weights_give_the_start_shares(start: list[float]) -> None:
-    weights = make_start(len(start), "place", start=start)
-    np.testing.assert_allclose(mixture_weights.slice_shares(weights), start, atol=1e-12)
+    mixture = make_start(len(start), "place", start=start)
+    np.testing.assert_allclose(mixture_weights.slice_shares(mixture), start, atol=1e-12)
     np.testing.assert_allclose(
-        mixture_weights.row_shares(weights, rows_of(3, place=["a", "b", None])), [start] * 3, atol=1e-12
+        mixture_weights.row_shares(mixture, rows_of(3, place=["a", "b", None])), [start] * 3, atol=1e-12
     )
-    assert sum(weights.everywhere.posterior) == pytest.approx(1)
-    assert 0 < vertex_prior(weights.start, 0) < 0.5
+    assert sum(mixture.everywhere.posterior) == pytest.approx(1)
+    assert 0 < vertex_prior(mixture.start, 0) < 0.5
 
 
 def test_one_outcome_matches_hand_computation() -> None:
@@ -84,8 +84,8 @@ def test_one_outcome_matches_hand_computation() -> None:
     posterior = 0.5 * prior * mixture_probs / (prior @ mixture_probs) + 0.5 * prior
     trajectory = mixture_weights.learn(make_start(2), np.array([[[0.1, 0.9], [0.8, 0.2]]]), [1], rows_of(1), NOW)
     np.testing.assert_allclose(trajectory.losses, [-log(prior @ mixture_probs)])
-    np.testing.assert_allclose(mixture_weights.slice_shares(trajectory.weights), posterior @ grid)
-    assert (trajectory.weights.by, trajectory.weights.everywhere.outcomes) == ("outcomes", 1)
+    np.testing.assert_allclose(mixture_weights.slice_shares(trajectory.mixture), posterior @ grid)
+    assert (trajectory.mixture.by, trajectory.mixture.everywhere.outcomes) == ("outcomes", 1)
 
 
 # --------------------------------------------------------------------------- regret bound
@@ -119,11 +119,11 @@ def test_regret_bound_holds_for_adversarial_outcomes(kind: str, members: int, co
         probs, outcomes = adversarial_outcomes(kind, count, members, rng)
         names = [f"c{i}" for i in range(columns)]
         rows = rows_of(count, **{name: rng.choice(["x", "y", None], count) for name in names})
-        weights = make_start(members, *names)
-        loss = mixture_weights.learn(weights, probs, outcomes, rows, NOW).losses.sum()
+        mixture = make_start(members, *names)
+        loss = mixture_weights.learn(mixture, probs, outcomes, rows, NOW).losses.sum()
         teacher_losses = loss_of(probs, outcomes)
         for i in range(members):
-            prior = vertex_prior(weights.start, i)
+            prior = vertex_prior(mixture.start, i)
             assert loss <= teacher_losses[:, i].sum() + regret_bound(count, prior, columns=columns) + 1e-9
         mean = -np.log(np.exp(-teacher_losses).mean(axis=1)).sum()
         assert loss <= mean + regret_bound(count, 0.5, columns=columns) + 1e-9
@@ -138,12 +138,12 @@ def test_regret_bound_holds_against_the_best_sequence_of_teachers(switches: int)
     probs = np.stack(
         [two_action_probs((turns == i) | (rng.random(count) < 0.3), outcomes, 0.95) for i in (0, 1)], axis=1
     )
-    weights = make_start(2)
-    trajectory = mixture_weights.learn(weights, probs, outcomes, rows_of(count), NOW)
+    mixture = make_start(2)
+    trajectory = mixture_weights.learn(mixture, probs, outcomes, rows_of(count), NOW)
     best = loss_of(probs, outcomes)[np.arange(count), turns].sum()
-    priors = [vertex_prior(weights.start, i % 2) for i in range(switches + 1)]
+    priors = [vertex_prior(mixture.start, i % 2) for i in range(switches + 1)]
     assert trajectory.losses.sum() <= best + regret_bound(count, *priors)
-    assert mixture_weights.slice_shares(trajectory.weights)[turns[-1]] > 0.9
+    assert mixture_weights.slice_shares(trajectory.mixture)[turns[-1]] > 0.9
 
 
 def test_teacher_that_degrades_loses_its_weight() -> None:
@@ -165,30 +165,30 @@ def test_complementary_teachers_share_the_weight() -> None:
     outcomes = rng.integers(0, 2, 2000)
     probs = np.stack([two_action_probs(rng.random(2000) < 0.8, outcomes, 0.99) for _ in range(2)], axis=1)
     trajectory = mixture_weights.learn(make_start(2, start=[0.9, 0.1]), probs, outcomes, rows_of(2000), NOW)
-    assert 0.3 < mixture_weights.slice_shares(trajectory.weights)[0] < 0.7
-    assert trajectory.weights.losses[""] < min(trajectory.weights.losses[name] for name in ("t0", "t1", "start"))
+    assert 0.3 < mixture_weights.slice_shares(trajectory.mixture)[0] < 0.7
+    assert trajectory.mixture.losses[""] < min(trajectory.mixture.losses[name] for name in ("t0", "t1", "start"))
 
 
 def test_loss_of_a_confident_error_is_bounded() -> None:
     probs = np.tile(np.array([[[1.0, 0.0], [1.0, 0.0]]]), (3, 1, 1))
     trajectory = mixture_weights.learn(make_start(2), probs, [1, 1, 1], rows_of(3), NOW)
     np.testing.assert_allclose(trajectory.losses, log(2 / mixture_weights.UNIFORM_SHARE))
-    assert np.isfinite(mixture_weights.slice_shares(trajectory.weights)).all()
+    assert np.isfinite(mixture_weights.slice_shares(trajectory.mixture)).all()
 
 
 def test_outcomes_of_one_time_block_count_as_one() -> None:
     probs, outcomes, rows = specialised_teachers(40, np.random.default_rng(15))
-    single = mixture_weights.learn(make_start(2, "place"), probs, outcomes, rows, NOW).weights
+    single = mixture_weights.learn(make_start(2, "place"), probs, outcomes, rows, NOW).mixture
     repeats = np.repeat(np.arange(40), 5)
     repeated = mixture_weights.learn(
         make_start(2, "place"), probs[repeats], outcomes[repeats], rows.iloc[repeats], NOW, time_blocks=repeats
-    ).weights
+    ).mixture
     np.testing.assert_allclose(mixture_weights.row_shares(repeated, rows), mixture_weights.row_shares(single, rows))
     assert repeated.losses == pytest.approx(single.losses)
     assert (repeated.everywhere.outcomes, repeated.everywhere.time_blocks) == (200, 40)
     by_row = mixture_weights.learn(
         make_start(2, "place"), probs[repeats], outcomes[repeats], rows.iloc[repeats], NOW
-    ).weights
+    ).mixture
     assert by_row.everywhere.time_blocks == 200
 
 
@@ -200,15 +200,15 @@ def test_regret_bound_holds_by_time_blocks(kind: str, columns: int) -> None:
     time_blocks = np.sort(rng.integers(0, 60, 500))
     names = [f"c{i}" for i in range(columns)]
     rows = rows_of(500, **{name: rng.choice(["x", "y", None], 500) for name in names})
-    weights = make_start(3, *names)
-    trajectory = mixture_weights.learn(weights, probs, outcomes, rows, NOW, time_blocks)
+    mixture = make_start(3, *names)
+    trajectory = mixture_weights.learn(mixture, probs, outcomes, rows, NOW, time_blocks)
     means = pd.DataFrame(np.column_stack([trajectory.losses, loss_of(probs, outcomes)])).groupby(time_blocks).mean()
     loss, *teacher_losses = means.sum()
     count = len(means)
     for i in range(3):
-        prior = vertex_prior(weights.start, i)
+        prior = vertex_prior(mixture.start, i)
         assert loss <= teacher_losses[i] + regret_bound(count, prior, columns=columns) + 1e-9
-    assert trajectory.weights.losses[""] == pytest.approx(loss)
+    assert trajectory.mixture.losses[""] == pytest.approx(loss)
 
 
 # --------------------------------------------------------------------------- slices
@@ -230,16 +230,16 @@ def specialised_teachers(count: int, rng: np.random.Generator) -> tuple[np.ndarr
 
 def test_informative_slice_gets_its_own_weights() -> None:
     probs, outcomes, rows = specialised_teachers(1500, np.random.default_rng(8))
-    weights = mixture_weights.learn(make_start(2, "colour", "place"), probs, outcomes, rows, NOW).weights
-    assert weights.column_shares[2] > 0.95  # everywhere, colour, place
-    assert mixture_weights.slice_shares(weights, "place=north")[0] > 0.85
-    assert mixture_weights.slice_shares(weights, "place=south")[0] < 0.15
-    shares = mixture_weights.row_shares(weights, rows.head(50))
+    mixture = mixture_weights.learn(make_start(2, "colour", "place"), probs, outcomes, rows, NOW).mixture
+    assert mixture.column_shares[2] > 0.95  # everywhere, colour, place
+    assert mixture_weights.slice_shares(mixture, "place=north")[0] > 0.85
+    assert mixture_weights.slice_shares(mixture, "place=south")[0] < 0.15
+    shares = mixture_weights.row_shares(mixture, rows.head(50))
     north = (rows["place"].head(50) == "north").to_numpy()
     assert shares[north, 0].min() > 0.8 and shares[~north, 0].max() < 0.2
     np.testing.assert_allclose(shares.sum(axis=1), 1)
-    plain = mixture_weights.learn(make_start(2), probs, outcomes, rows, NOW).weights
-    assert weights.losses[""] < plain.losses[""] - 100
+    plain = mixture_weights.learn(make_start(2), probs, outcomes, rows, NOW).mixture
+    assert mixture.losses[""] < plain.losses[""] - 100
 
 
 def test_uninformative_slices_cost_no_more_than_the_bound() -> None:
@@ -247,8 +247,8 @@ def test_uninformative_slices_cost_no_more_than_the_bound() -> None:
     outcomes = rng.integers(0, 2, 1500)
     probs = np.stack([two_action_probs(rng.random(1500) < p, outcomes, 0.8) for p in (0.8, 0.5)], axis=1)
     rows = rows_of(1500, place=rng.choice(list("abcdefghij"), 1500), colour=rng.choice(list("xyz"), 1500))
-    plain = mixture_weights.learn(make_start(2), probs, outcomes, rows, NOW).weights
-    sliced = mixture_weights.learn(make_start(2, "place", "colour"), probs, outcomes, rows, NOW).weights
+    plain = mixture_weights.learn(make_start(2), probs, outcomes, rows, NOW).mixture
+    sliced = mixture_weights.learn(make_start(2, "place", "colour"), probs, outcomes, rows, NOW).mixture
     assert sliced.losses[""] <= plain.losses[""] + log(2) + log(1500)
     assert mixture_weights.slice_shares(sliced)[0] > 0.9
     assert mixture_weights.row_shares(sliced, rows)[:, 0].min() > 0.8
@@ -257,12 +257,12 @@ def test_uninformative_slices_cost_no_more_than_the_bound() -> None:
 def test_missing_and_unseen_slice_values() -> None:
     probs, outcomes, rows = specialised_teachers(300, np.random.default_rng(10))
     rows.loc[::3, "place"] = None
-    weights = mixture_weights.learn(make_start(2, "place"), probs, outcomes, rows, NOW).weights
-    assert set(weights.slices) == {"place=north", "place=south", "place missing"}
-    assert weights.slices["place missing"].outcomes == 100
-    shares = mixture_weights.row_shares(weights, rows_of(2, place=[None, "moon"]))
-    np.testing.assert_allclose(shares[0], mixture_weights.slice_shares(weights, "place missing"))
-    np.testing.assert_allclose(shares[1], mixture_weights.slice_shares(weights))
+    mixture = mixture_weights.learn(make_start(2, "place"), probs, outcomes, rows, NOW).mixture
+    assert set(mixture.slices) == {"place=north", "place=south", "place missing"}
+    assert mixture.slices["place missing"].outcomes == 100
+    shares = mixture_weights.row_shares(mixture, rows_of(2, place=[None, "moon"]))
+    np.testing.assert_allclose(shares[0], mixture_weights.slice_shares(mixture, "place missing"))
+    np.testing.assert_allclose(shares[1], mixture_weights.slice_shares(mixture))
 
 
 # --------------------------------------------------------------------------- learning in parts
@@ -270,24 +270,24 @@ def test_missing_and_unseen_slice_values() -> None:
 
 def test_learning_in_parts_equals_learning_at_once() -> None:
     probs, outcomes, rows = specialised_teachers(200, np.random.default_rng(11))
-    at_once = mixture_weights.learn(make_start(2, "place", "colour"), probs, outcomes, rows, NOW).weights
-    weights = make_start(2, "place", "colour")
+    at_once = mixture_weights.learn(make_start(2, "place", "colour"), probs, outcomes, rows, NOW).mixture
+    mixture = make_start(2, "place", "colour")
     for first, last in pairwise([0, 1, 70, 70, 200]):
-        stored = TeacherWeights.model_validate_json(weights.model_dump_json())
-        weights = mixture_weights.learn(
+        stored = TeacherWeights.model_validate_json(mixture.model_dump_json())
+        mixture = mixture_weights.learn(
             stored, probs[first:last], outcomes[first:last], rows.iloc[first:last], NOW
-        ).weights
-    assert weights.everywhere.outcomes == 200 and set(weights.slices) == set(at_once.slices)
+        ).mixture
+    assert mixture.everywhere.outcomes == 200 and set(mixture.slices) == set(at_once.slices)
     np.testing.assert_allclose(
-        mixture_weights.row_shares(weights, rows), mixture_weights.row_shares(at_once, rows), atol=1e-9
+        mixture_weights.row_shares(mixture, rows), mixture_weights.row_shares(at_once, rows), atol=1e-9
     )
-    assert weights.losses == pytest.approx(at_once.losses)
+    assert mixture.losses == pytest.approx(at_once.losses)
 
 
 def test_learning_is_deterministic() -> None:
     probs, outcomes, rows = specialised_teachers(100, np.random.default_rng(12))
     first, second = (
-        mixture_weights.learn(make_start(2, "place"), probs, outcomes, rows, NOW).weights for _ in range(2)
+        mixture_weights.learn(make_start(2, "place"), probs, outcomes, rows, NOW).mixture for _ in range(2)
     )
     assert first == second
 
@@ -310,9 +310,9 @@ def test_agreement_lowers_the_teacher_that_errs_alone() -> None:
 
 
 def test_change_reason_calls_agreement_weaker() -> None:
-    weights = make_start(3, start=[0.6, 0.3, 0.1], by="agreement")
+    mixture = make_start(3, start=[0.6, 0.3, 0.1], by="agreement")
     changes = mixture_weights.find_changes(
-        weights, {("", "t0"): 1 / 3, ("", "t1"): 0.3, ("", "t2"): 0.1}, version="v", job="r"
+        mixture, {("", "t0"): 1 / 3, ("", "t1"): 0.3, ("", "t2"): 0.1}, version="v", job="r"
     )
     assert [(change.teacher, change.by) for change in changes] == [("t0", "agreement")]
     assert "weaker" in changes[0].reason
@@ -323,15 +323,15 @@ def test_change_reason_calls_agreement_weaker() -> None:
 
 def test_changes_state_their_figures_and_small_changes_add_up() -> None:
     probs, outcomes, rows = specialised_teachers(600, np.random.default_rng(14))
-    weights = mixture_weights.learn(make_start(2, "place"), probs, outcomes, rows, NOW).weights
-    changes = mixture_weights.find_changes(weights, {}, version="v", job="r1")
+    mixture = mixture_weights.learn(make_start(2, "place"), probs, outcomes, rows, NOW).mixture
+    changes = mixture_weights.find_changes(mixture, {}, version="v", job="r1")
     north = next(change for change in changes if (change.teacher, change.slice) == ("t0", "place=north"))
     assert north.before == 0.5 and north.after > 0.85
     assert "over 600 outcomes in 600 time blocks it lost" in north.reason
     assert "own weights count for" in north.reason
     recorded = {(change.slice, change.teacher): change.after for change in changes}
-    assert mixture_weights.find_changes(weights, recorded, version="v", job="r1") == ()
+    assert mixture_weights.find_changes(mixture, recorded, version="v", job="r1") == ()
     nearly = recorded | {("place=north", "t0"): north.after - 0.009}
-    assert mixture_weights.find_changes(weights, nearly, version="v", job="r1") == ()
+    assert mixture_weights.find_changes(mixture, nearly, version="v", job="r1") == ()
     moved = recorded | {("place=north", "t0"): north.after - 0.011}
-    assert len(mixture_weights.find_changes(weights, moved, version="v", job="r1")) == 1
+    assert len(mixture_weights.find_changes(mixture, moved, version="v", job="r1")) == 1

@@ -80,8 +80,8 @@ class RateTeacher(TeacherSection):
 class RateModel:
     rate = np.nan
 
-    def fit(self, rows: pd.DataFrame, outcomes: np.ndarray) -> None:
-        self.rate = float(outcomes.mean())
+    def fit(self, rows: pd.DataFrame, labels: np.ndarray) -> None:
+        self.rate = float(labels.mean())
 
     def predict_proba(self, rows: pd.DataFrame) -> np.ndarray:
         return np.tile([1 - self.rate, self.rate], (len(rows), 1))

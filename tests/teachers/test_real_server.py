@@ -18,7 +18,7 @@ from stillhouse.champion import open_registry
 from stillhouse.config import load
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.teachers.answers import Allowance
-from tasks.living import live
+from tasks.ingesting import live
 from tests.teachers.http_server import Server
 from tests.teachers.test_endpoint import ask, endpoint
 

@@ -35,7 +35,7 @@ class RecordingTeacher:
 
     calls: ClassVar[list[tuple[set[float], list[float]]]] = []
 
-    def fit(self, rows: pd.DataFrame, outcomes: np.ndarray) -> None:
+    def fit(self, rows: pd.DataFrame, labels: np.ndarray) -> None:
         self.fit_temps = set(rows["temp"])
 
     def predict_proba(self, rows: pd.DataFrame) -> np.ndarray:
@@ -81,8 +81,8 @@ class CountingTeacher(RecordingTeacher):
 
     fits: ClassVar[int] = 0
 
-    def fit(self, rows: pd.DataFrame, outcomes: np.ndarray) -> None:
-        super().fit(rows, outcomes)
+    def fit(self, rows: pd.DataFrame, labels: np.ndarray) -> None:
+        super().fit(rows, labels)
         CountingTeacher.fits += 1
 
 

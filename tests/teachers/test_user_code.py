@@ -65,7 +65,7 @@ class HangingTeacher(Constant):
         super().__init__()
         self.where = where
 
-    def fit(self, rows: pd.DataFrame, outcomes: Any) -> None:
+    def fit(self, rows: pd.DataFrame, labels: Any) -> None:
         if self.where == "fit":
             self.release.wait()
 

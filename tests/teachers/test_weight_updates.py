@@ -94,8 +94,8 @@ def test_outcomes_are_processed_by_arrival(tmp_path: Path) -> None:
     label_and_open_budget(base, teacher, rows)
     update = weight_updates.learn_weights(base, teacher, NOW, rows)
     assert update is not None
-    assert (update.weights.by, update.weights.everywhere.outcomes) == ("outcomes", 300)
-    assert mixture_weights.slice_shares(update.weights)[1] > 0.9
+    assert (update.mixture.by, update.mixture.everywhere.outcomes) == ("outcomes", 300)
+    assert mixture_weights.slice_shares(update.mixture)[1] > 0.9
     assert list(update.times) == sorted(update.times) and update.steps[-1] == 300
     assert update.times[-1] == START + 299 * HOUR + timedelta(days=1)
     when, step, shares = update.points("weight/")[0]
@@ -111,7 +111,7 @@ def test_sample_is_labelled_once_for_weighting(tmp_path: Path) -> None:
     label_and_open_budget(base, teacher, rows)
     assert (first.calls, second.calls) == (50, 50)
     update = weight_updates.learn_weights(base, teacher, NOW, rows)
-    assert update is not None and update.weights.everywhere.outcomes == 50
+    assert update is not None and update.mixture.everywhere.outcomes == 50
     labeling.store_mean_probs(base, teacher, rows)
     assert (~np.isnan(base.answers.probs(rows, "all")[:, 0])).sum() == 50
     labeling.ask(teacher, rows, labeling.open_refresh_budget(base, "r", START))
@@ -134,11 +134,11 @@ def test_mean_under_new_weights_is_computed_from_stored_answers(tmp_path: Path) 
     update = weight_updates.learn_weights(base, teacher, NOW, rows)
     assert update is not None
     again = ensemble.Ensemble(
-        base.config, teacher.members, None, "weighted", weights=update.weights, unweighted_version="all"
+        base.config, teacher.members, None, "weighted", mixture=update.mixture, unweighted_version="all"
     )
     labeling.store_mean_probs(base, again, rows)
     assert (first.calls, second.calls) == (300, 300)
-    share = mixture_weights.slice_shares(update.weights)
+    share = mixture_weights.slice_shares(update.mixture)
     right = np.where(rows["outcome"] == 1, 0.9, 0.1)
     np.testing.assert_allclose(base.answers.probs(rows, "weighted")[:, 1], share[0] * right + share[1] * (1 - right))
     np.testing.assert_allclose(base.answers.probs(rows, "all")[:, 1], 0.5)
@@ -165,19 +165,19 @@ def test_three_teachers_start_by_agreement_with_few_outcomes(tmp_path: Path) -> 
         label_and_open_budget(base, teacher, rows)
     by_few, by_enough = (weight_updates.learn_weights(base, teacher, NOW, rows) for rows in (few_rows, enough_rows))
     assert by_few is not None and by_enough is not None
-    assert (by_few.weights.by, by_enough.weights.by) == ("agreement", "outcomes")
-    assert by_few.weights.start[2] < 0.05 and by_enough.weights.start == pytest.approx([1 / 3] * 3)
+    assert (by_few.mixture.by, by_enough.mixture.by) == ("agreement", "outcomes")
+    assert by_few.mixture.start[2] < 0.05 and by_enough.mixture.start == pytest.approx([1 / 3] * 3)
 
     weighted = ensemble.Ensemble(
-        base.config, teacher.members, None, "w", weights=by_few.weights, unweighted_version="all"
+        base.config, teacher.members, None, "w", mixture=by_few.mixture, unweighted_version="all"
     )
     label_and_open_budget(base, teacher, labelled(base, 0, 120))
     since, observed = START + 21 * HOUR + timedelta(days=1), Window(name="t", start=START, end=NOW)
     early_update = weight_updates.update_weights(base, weighted, since, observed, since + 20 * HOUR)
     late_update = weight_updates.update_weights(base, weighted, since, observed, since + 60 * HOUR)
-    assert (early_update.weights.by, early_update.weights.everywhere.outcomes) == ("agreement", 40)
-    assert (late_update.weights.by, late_update.weights.everywhere.outcomes) == ("outcomes", 60)
-    assert late_update.weights.start == pytest.approx([1 / 3] * 3)
+    assert (early_update.mixture.by, early_update.mixture.everywhere.outcomes) == ("agreement", 40)
+    assert (late_update.mixture.by, late_update.mixture.everywhere.outcomes) == ("outcomes", 60)
+    assert late_update.mixture.start == pytest.approx([1 / 3] * 3)
     assert weight_updates.learn_weights(base, weighted, NOW, few_rows) is None  # what it has tells more
 
 
@@ -189,17 +189,17 @@ def test_watch_continues_from_the_weights_of_the_refresh(tmp_path: Path) -> None
     full_update = weight_updates.learn_weights(base, teacher, NOW, labelled(base))
     assert refresh_update is not None and full_update is not None
     weighted = ensemble.Ensemble(
-        base.config, teacher.members, None, "w", weights=refresh_update.weights, unweighted_version="all"
+        base.config, teacher.members, None, "w", mixture=refresh_update.mixture, unweighted_version="all"
     )
     since, observed = START + 150 * HOUR + timedelta(days=1), Window(name="t", start=START, end=NOW)
     no_update = weight_updates.update_weights(base, weighted, since, observed, since)
-    assert no_update.weights == refresh_update.weights and no_update.points("") == []
-    weights_now = weight_updates.update_weights(base, weighted, since, observed, NOW).weights
+    assert no_update.mixture == refresh_update.mixture and no_update.points("") == []
+    weights_now = weight_updates.update_weights(base, weighted, since, observed, NOW).mixture
     np.testing.assert_allclose(
-        mixture_weights.slice_shares(weights_now), mixture_weights.slice_shares(full_update.weights)
+        mixture_weights.slice_shares(weights_now), mixture_weights.slice_shares(full_update.mixture)
     )
 
-    before = weight_updates.current_weights(refresh_update.weights, [])
+    before = weight_updates.current_weights(refresh_update.mixture, [])
     changes = mixture_weights.find_changes(weights_now, before, version="w", job="watch")
     assert {(change.teacher, change.slice) for change in changes} == {("a", ""), ("b", "")}
     base.journal.append_weight_changes(changes)
@@ -208,7 +208,7 @@ def test_watch_continues_from_the_weights_of_the_refresh(tmp_path: Path) -> None
     second = [change.model_copy(update={"version": "w2", "after": 0.5}) for change in changes]
     base.journal.append_weight_changes(second)  # the same job again, with more knowledge
     assert base.journal.weight_changes() == second
-    recorded = weight_updates.current_weights(refresh_update.weights, changes)
+    recorded = weight_updates.current_weights(refresh_update.mixture, changes)
     assert mixture_weights.find_changes(weights_now, recorded, version="w", job="watch") == ()
     assert recorded["", "a"] == pytest.approx(mixture_weights.slice_shares(weights_now)[0])
 
@@ -226,4 +226,4 @@ def test_fitted_members_answer_all_rows_that_training_will_need(tmp_path: Path, 
     probs = labeling.member_probs(base, teacher, rows)
     assert [int((~np.isnan(member[:, 0])).sum()) for member in probs.values()] == [count, count]
     update = weight_updates.learn_weights(base, teacher, NOW, rows)
-    assert update is not None and update.weights.everywhere.outcomes == count
+    assert update is not None and update.mixture.everywhere.outcomes == count

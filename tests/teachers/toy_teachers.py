@@ -20,7 +20,7 @@ class Constant:
             raise ValueError(f"{prob} is no probability")
         self.prob = prob
 
-    def fit(self, rows: pd.DataFrame, outcomes: np.ndarray[Any, Any]) -> None:
+    def fit(self, rows: pd.DataFrame, labels: np.ndarray[Any, Any]) -> None:
         pass
 
     def predict_proba(self, rows: pd.DataFrame) -> np.ndarray[Any, Any]:
@@ -49,8 +49,8 @@ class Memory:
     def __init__(self) -> None:
         self.labels_by_id: dict[str, int] = {}
 
-    def fit(self, rows: pd.DataFrame, outcomes: np.ndarray[Any, Any]) -> None:
-        self.labels_by_id = dict(zip(rows["observation_id"], outcomes.tolist(), strict=True))
+    def fit(self, rows: pd.DataFrame, labels: np.ndarray[Any, Any]) -> None:
+        self.labels_by_id = dict(zip(rows["observation_id"], labels.tolist(), strict=True))
         self.fit_ids.append(set(self.labels_by_id))
 
     def predict_proba(self, rows: pd.DataFrame) -> np.ndarray[Any, Any]:
@@ -94,7 +94,7 @@ class FixedAnswer(Constant):
 class WithoutPredict:
     """A teacher without ``predict_proba``."""
 
-    def fit(self, rows: pd.DataFrame, outcomes: np.ndarray[Any, Any]) -> None:
+    def fit(self, rows: pd.DataFrame, labels: np.ndarray[Any, Any]) -> None:
         pass
 
     def save(self, folder: Path) -> None:

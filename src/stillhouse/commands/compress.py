@@ -12,7 +12,7 @@ import typer
 from stillhouse import config
 from stillhouse.commands.output import console, format_number
 from stillhouse.errors import ConfigError
-from stillhouse.shown import shown
+from stillhouse.shown import escape_line
 from stillhouse.terminal import Table
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def compress(
         raise typer.Exit(1)
     if folder is not None:
         compressing.copy_chosen(frontier, folder)
-        console.done(f"{shown(folder)}: model.onnx, manifest.json")
+        console.done(f"{escape_line(folder)}: model.onnx, manifest.json")
 
 
 @contextmanager
@@ -167,5 +167,5 @@ def _show_frontier(frontier: Frontier) -> None:
         f"{frontier.stopped}"
     )
     for candidate in refused:
-        console.print(f"refused: {shown(candidate.name)}: {shown(candidate.refused)}", style="dim")
-    console.print(shown(frontier.why), style="bold")
+        console.print(f"refused: {escape_line(candidate.name)}: {escape_line(candidate.refused)}", style="dim")
+    console.print(escape_line(frontier.why), style="bold")

@@ -12,7 +12,7 @@ from stillhouse import config
 from stillhouse.commands.arguments import AgentName
 from stillhouse.commands.output import console
 from stillhouse.errors import ConfigError
-from stillhouse.shown import shown
+from stillhouse.shown import escape_line
 
 __all__ = ["contract"]
 
@@ -59,7 +59,7 @@ def contract(
         return
     with output.open("x", encoding="utf-8") as file:
         file.write(text)
-    console.done(f"{shown(output)}: edit it, then replace `observations` in the agent file by it")
+    console.done(f"{escape_line(output)}: edit it, then replace `observations` in the agent file by it")
 
 
 def _parse_duration(text: str) -> timedelta:

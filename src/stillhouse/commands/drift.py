@@ -11,7 +11,7 @@ import typer
 from stillhouse import config
 from stillhouse.commands.output import console
 from stillhouse.errors import SchemaError
-from stillhouse.shown import shown
+from stillhouse.shown import escape_line
 from stillhouse.terminal import Table
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _load_profile(path: Path, columns: list[str] | None, like: Profile | None, t
         source = DeltaTable(path).to_pyarrow_dataset()
     row_count = TextColumn("{task.fields[file]}: {task.completed:,.0f} rows", markup=False)
     with Progress(SpinnerColumn(), row_count, TimeElapsedColumn(), console=console, transient=True) as progress:
-        bar = progress.add_task("", total=None, file=shown(path.name))
+        bar = progress.add_task("", total=None, file=escape_line(path.name))
         try:
             if texts:
                 batches = ParquetRows.from_path(path).by_row() if source is path else source.to_batches()

@@ -12,12 +12,12 @@ import typer
 from stillhouse import config
 from stillhouse.commands.arguments import AgentName
 from stillhouse.commands.output import console
-from stillhouse.shown import shown
+from stillhouse.shown import escape_line
 from stillhouse.terminal import Table
 
 if TYPE_CHECKING:
     from stillhouse.knowledge import KnowledgeBase
-    from stillhouse.knowledge.importing import Preview, Problem
+    from stillhouse.knowledge.importing import Preview, RowProblem
     from stillhouse.knowledge.schemas import Table as KnowledgeTable
 
 __all__ = ["import_"]
@@ -62,7 +62,7 @@ def import_(
         summary = import_files(KnowledgeBase(settings), files, on_bytes)
     _show_problems(summary.problems, summary.quarantined, f"are in quarantine: stillhouse quarantine {agent}")
     for note in summary.notes:
-        console.print(shown(note), style="dim")
+        console.print(escape_line(note), style="dim")
     counts = ("rows", "before", "added", "duplicates", "quarantined", "decisions", "outcomes")
     table = Table("", *("dealt with before" if name == "before" else name for name in counts))
     table.add_row("imported", *(f"{getattr(summary, name):,}" for name in counts))
@@ -78,10 +78,10 @@ def _show_preview(preview: Preview, base: KnowledgeBase, known_ids: dict[Knowled
     :returns: the number of usable rows.
     """
     rows = preview.rows.head(10)
-    table = Table(*map(shown, rows.columns))
+    table = Table(*map(escape_line, rows.columns))
     for row in rows.itertuples(index=False):
         table.add_row(*("" if value is None or value != value else str(value) for value in row))
-    console.print(f"{shown(preview.file)}:", soft_wrap=True)
+    console.print(f"{escape_line(preview.file)}:", soft_wrap=True)
     console.print(table)
     new = preview.count_new(base, known_ids)
     counts = [f"would add {new['observations']:,} observations"]
@@ -94,10 +94,10 @@ def _show_preview(preview: Preview, base: KnowledgeBase, known_ids: dict[Knowled
     return len(preview.rows)
 
 
-def _show_problems(problems: Sequence[Problem], count: int, destination: str) -> None:
+def _show_problems(problems: Sequence[RowProblem], count: int, destination: str) -> None:
     """Print ``problems``, and how many of ``count`` in total were left out."""
     for problem in problems:
-        console.print(shown(problem), soft_wrap=True)
+        console.print(escape_line(problem), soft_wrap=True)
     if count > len(problems):
         console.print(f"and {count - len(problems):,} more; all {destination}", soft_wrap=True)
 
@@ -116,4 +116,4 @@ def _progress_bar(total: int) -> Iterator[Callable[[str, int], None]]:
         transient=True,
     ) as progress:
         bar = progress.add_task("", total=total)
-        yield lambda file, count: progress.update(bar, description=shown(file), advance=count)
+        yield lambda file, count: progress.update(bar, description=escape_line(file), advance=count)

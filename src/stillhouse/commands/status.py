@@ -10,7 +10,7 @@ from rich.text import Text
 from stillhouse import config
 from stillhouse.commands.arguments import AgentName
 from stillhouse.commands.output import console, format_number
-from stillhouse.shown import shown
+from stillhouse.shown import escape_line
 from stillhouse.terminal import Table
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def status(agent: AgentName) -> None:
     settings = config.load(agent)
     base = KnowledgeBase(settings)
     if settings.description:
-        console.print(Text.assemble((agent, "bold"), f": {shown(settings.description)}"))
+        console.print(Text.assemble((agent, "bold"), f": {escape_line(settings.description)}"))
     _show_local_state(agent)
     with console.status("asking MLflow"):
         versions = Registry(agent).versions()

@@ -28,10 +28,10 @@ def teachers(
     with console.status("asking MLflow"):
         champion = registry.champion()
         folder = registry.models.fetch(registry.baseline(champion).teacher) if champion else None
-    weights, version = (read_weights(folder), read_reference(folder).version) if folder else (None, "")
+    mixture, version = (read_weights(folder), read_reference(folder).version) if folder else (None, "")
     changes = KnowledgeBase(settings).journal.weight_changes()
     now = current_weights(
-        weights, [change for change in changes if change.version == version and change.job == "watch"]
+        mixture, [change for change in changes if change.version == version and change.job == "watch"]
     )
     slices = sorted({name for name, _ in now if name and _differs(now, name)})
     table = Table("teacher", "kind", "by the agent file", "now", *slices)
@@ -40,7 +40,7 @@ def teachers(
         shares = (format_percent(now.get((name, member.name))) for name in ("", *slices))
         table.add_row(member.name, kinds, f"{member.share:.1%}", *shares)
     console.print(table)
-    if weights is None:
+    if mixture is None:
         console.print("the champion's teachers have the weights of the agent file")
     if not changes or not last:
         return

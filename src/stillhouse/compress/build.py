@@ -11,7 +11,7 @@ import onnx
 from pydantic import Field
 
 from stillhouse.compress.export import export_onnx, run_onnx
-from stillhouse.compress.saturation import saturation
+from stillhouse.compress.saturation import find_saturating_layers
 from stillhouse.compress.steps.kinds import quantise
 from stillhouse.compress.target import Array, Columns, CompressionTarget, Feed, ModelState
 from stillhouse.config import Fp32, Recipe, number_format, recipe_name
@@ -75,7 +75,7 @@ def build_model(
     model = quantise(number_format(recipe), exported, feed)
     if not isinstance(number_format(recipe), Fp32):
         _require_tolerance(_mean_difference(target, model, exported, feed), tolerance, recipe)
-    saturating = () if isinstance(number_format(recipe), Fp32) else saturation(model, feed)
+    saturating = () if isinstance(number_format(recipe), Fp32) else find_saturating_layers(model, feed)
     return BuiltModel(recipe, model, columns, _agreement(target, model, feed, reference_probs, recipe), saturating)
 
 

@@ -18,7 +18,7 @@ from stillhouse.compress.target import Array, Feed
 from stillhouse.errors import ExportError
 from stillhouse.records import Saturation
 
-__all__ = ["saturation"]
+__all__ = ["find_saturating_layers"]
 
 _MAX_ROWS = 128  # of the feed that activations are recorded on
 _PRODUCT_ROWS = 64  # of one layer's product that pairs are counted on: those with the largest activations
@@ -33,7 +33,7 @@ class _Layer(NamedTuple):
     convolution: Any  # the node of a convolution; None for a matrix product
 
 
-def saturation(model: onnx.ModelProto, feed: Feed) -> tuple[Saturation, ...]:
+def find_saturating_layers(model: onnx.ModelProto, feed: Feed) -> tuple[Saturation, ...]:
     """The integer layers in which the sum of a pair of products overflows 16 bits on these rows, with their share.
 
     The overflow is computed, not observed: the result is that of a processor without VNNI on any machine.

@@ -44,7 +44,7 @@ from stillhouse.config.contract import (
     NumberColumn,
     Observations,
     Ordered,
-    Outcomes,
+    OutcomeSettings,
     Pairs,
     PresentWhen,
     RangeWhen,
@@ -63,7 +63,7 @@ from stillhouse.config.distillation import (
     LossSection,
     Relational,
     Standardised,
-    Update,
+    UpdateSettings,
 )
 from stillhouse.config.importing import ImportedDecision, ImportedOutcome, ImportedTime, Importing
 from stillhouse.config.loading import load, load_file
@@ -75,7 +75,7 @@ from stillhouse.config.paths import (
     use_embedded_defaults,
 )
 from stillhouse.config.promotion import Budgets, Promotion
-from stillhouse.config.runtime import Cascade, Runtime, Upkeep
+from stillhouse.config.runtime import CascadeSettings, Runtime, Upkeep
 from stillhouse.config.students import (
     AnyEncoder,
     AnyStudent,
@@ -120,7 +120,7 @@ __all__ = [
     "Augment",
     "BagEncoder",
     "Budgets",
-    "Cascade",
+    "CascadeSettings",
     "CategoryColumn",
     "Column",
     "Compression",
@@ -153,7 +153,7 @@ __all__ = [
     "NumberFormat",
     "Observations",
     "Ordered",
-    "Outcomes",
+    "OutcomeSettings",
     "Pairs",
     "PresentWhen",
     "Promotion",
@@ -184,7 +184,7 @@ __all__ = [
     "TextStudent",
     "Thresholds",
     "TransformerEncoder",
-    "Update",
+    "UpdateSettings",
     "Upkeep",
     "Vocabulary",
     "Volume",

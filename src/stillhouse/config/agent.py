@@ -9,8 +9,8 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from stillhouse.config.base import Action, Name, Section
 from stillhouse.config.compression import Compression
-from stillhouse.config.contract import TEXT_MEASURES, Observations, Outcomes
-from stillhouse.config.distillation import Distillation, Update
+from stillhouse.config.contract import TEXT_MEASURES, Observations, OutcomeSettings
+from stillhouse.config.distillation import Distillation, UpdateSettings
 from stillhouse.config.explain import find_repeated, suggest
 from stillhouse.config.importing import Importing
 from stillhouse.config.promotion import Budgets, Promotion
@@ -20,7 +20,7 @@ from stillhouse.config.teachers import AnyTeacher, Asking, EnsembleTeacher, Teac
 from stillhouse.config.watching import Watch
 from stillhouse.config.windows import NewestRows, Windows
 from stillhouse.records import COLUMN_DISTANCES
-from stillhouse.shown import shown
+from stillhouse.shown import escape_line
 
 __all__ = ["AgentConfig"]
 
@@ -41,14 +41,14 @@ class AgentConfig(Section):
         description="what the agent can decide; for two actions, the second is the positive class of the AUC",
     )
     observations: Observations
-    outcomes: Outcomes
+    outcomes: OutcomeSettings
     teachers: tuple[AnyTeacher, ...] = Field(min_length=1)
     weights: TeacherWeighting = TeacherWeighting()
     teaching: Teaching = Teaching()
     asking: Asking = Asking()
     student: AnyStudent
     distillation: Distillation = Distillation()
-    update: Update = Update()
+    update: UpdateSettings = UpdateSettings()
     compression: Compression = Compression()
     windows: Windows
     watch: Watch
@@ -214,7 +214,8 @@ def _importing_errors(config: AgentConfig) -> Iterator[str]:
             yield f"importing.actions: no action is called {action!r}; {suggest(action, config.actions, 'there are')}"
     probabilities = (importing.decision and importing.decision.probabilities) or None
     if probabilities is not None and set(probabilities) != set(config.actions):
-        yield f"importing.decision.probabilities: must name each action once: {', '.join(map(shown, config.actions))}"
+        actions = ", ".join(map(escape_line, config.actions))
+        yield f"importing.decision.probabilities: must name each action once: {actions}"
 
 
 def _threshold_errors(config: AgentConfig) -> Iterator[str]:

@@ -18,7 +18,7 @@ __all__ = [
     "NumberColumn",
     "Observations",
     "Ordered",
-    "Outcomes",
+    "OutcomeSettings",
     "Pairs",
     "PresentWhen",
     "RangeWhen",
@@ -381,7 +381,7 @@ def _bounds(limits: Column | RangeWhen | When) -> tuple[float, float]:
     return (-math.inf if low is None else low, math.inf if high is None else high)
 
 
-class Outcomes(Section):
+class OutcomeSettings(Section):
     """Where the true actions come from, which become known later."""
 
     source: Target = Field(

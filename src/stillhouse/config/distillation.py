@@ -18,7 +18,7 @@ __all__ = [
     "LossSection",
     "Relational",
     "Standardised",
-    "Update",
+    "UpdateSettings",
 ]
 
 
@@ -182,7 +182,7 @@ class Distillation(Section):
         return self
 
 
-class Update(Section):
+class UpdateSettings(Section):
     """How a refresh in mode ``update`` fine-tunes the champion's student on new rows."""
 
     steps: int = Field(default=200, ge=1, le=100_000, description="optimiser steps")

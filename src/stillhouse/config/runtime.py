@@ -8,10 +8,10 @@ from pydantic import Field
 
 from stillhouse.config.base import Duration, PositiveDuration, Section
 
-__all__ = ["Cascade", "Runtime", "Upkeep"]
+__all__ = ["CascadeSettings", "Runtime", "Upkeep"]
 
 
-class Cascade(Section):
+class CascadeSettings(Section):
     """When the teacher decides instead of the student, and within which limits."""
 
     below: float = Field(
@@ -46,7 +46,7 @@ class Runtime(Section):
         description="largest number of rows in the spool of one process; more are refused until a flush has moved them",
     )
     threads: int = Field(default=1, ge=1, le=64, description="threads of ONNX Runtime; one is best for single rows")
-    cascade: Cascade | None = Field(default=None, description="null: the student always decides")
+    cascade: CascadeSettings | None = Field(default=None, description="null: the student always decides")
 
 
 class Upkeep(Section):

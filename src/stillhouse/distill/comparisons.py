@@ -46,7 +46,7 @@ def distil_with_control(
     )
     without_control = 1 + (previous.refreshes_without_control if previous else 0)
     history = history.model_copy(update={"rows": rows, "refreshes_without_control": without_control})
-    validation_compare = validation_compare and validation_compare.labelled()
+    validation_compare = validation_compare and validation_compare.select_labelled()
     if not validation_compare or not settings.control or settings.controller == "fixed":
         return history
     if history.adapted:
@@ -85,14 +85,14 @@ def distil_with_best_rows(
         return distil(student, training_set, settings, validation=validation, checkpoint=checkpoint), training_set
     if previous is not None and (earlier := _earlier_comparison(previous, len(training_set), settings)):
         if not earlier.value:
-            training_set = training_set.observed()
+            training_set = training_set.drop_synthetic()
         history = distil(student, training_set, settings, validation=validation, checkpoint=checkpoint)
         reused = previous.refreshes_without_synthetic_comparison
         reason = earlier.reason if reused else f"reused from an earlier refresh: {earlier.reason}"
         change = earlier.model_copy(update={"step": history.steps, "reason": reason})
         update = {"changes": (*history.changes, change), "refreshes_without_synthetic_comparison": reused + 1}
         return history.model_copy(update=update), training_set
-    observed, other = training_set.observed(), deepcopy(student)
+    observed, other = training_set.drop_synthetic(), deepcopy(student)
     history = distil(student, training_set, settings, validation=validation, checkpoint=checkpoint)
     epochs = max(1, round(history.steps / -(-len(observed) // settings.batch_size)))
     other_file = checkpoint and checkpoint.with_name(f"observed-{checkpoint.name}")

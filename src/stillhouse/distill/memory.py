@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from stillhouse.actions import align_actions
 
-__all__ = ["FILE", "Memory", "read", "sample_memory"]
+__all__ = ["MEMORY_FILE", "Memory", "read", "sample_memory"]
 
-FILE = "memory.parquet"
+MEMORY_FILE = "memory.parquet"
 
 Array = np.ndarray[Any, Any]
 
@@ -64,14 +64,14 @@ class Memory:
             }
         )
         metadata = {"actions": list(self.actions), "seen": self.seen}
-        pq.write_table(table.replace_schema_metadata({"stillhouse": json.dumps(metadata)}), folder / FILE)
+        pq.write_table(table.replace_schema_metadata({"stillhouse": json.dumps(metadata)}), folder / MEMORY_FILE)
 
 
 def read(folder: Path) -> Memory | None:
     """The memory that :meth:`Memory.save` wrote; None if there is none."""
-    if not (folder / FILE).exists():
+    if not (folder / MEMORY_FILE).exists():
         return None
-    table = pq.read_table(folder / FILE)
+    table = pq.read_table(folder / MEMORY_FILE)
     metadata = json.loads(table.schema.metadata[b"stillhouse"])
     values = table["probabilities"].to_pylist()
     probs = np.array(values, dtype=np.float32).reshape(len(values), len(metadata["actions"]))

@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-__all__ = ["split_validation", "validation_days"]
+__all__ = ["mask_validation_rows", "split_validation"]
 
 _SECONDS_PER_DAY = 86_400
 _MIN_DAYS = 8  # with fewer, clusters are shorter than a day
 
 
-def validation_days(times: pd.Series, every: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def mask_validation_rows(times: pd.Series, every: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Which rows are for validation, bool ``[n]``: those of every ``every``-th day (UTC) since 1970.
 
     The choice depends on the day alone, so a row stays on its side in every window.
 
     >>> times = pd.Series(pd.date_range("2024-01-01", periods=4, tz="UTC"))
-    >>> validation_days(times, every=2).tolist()
+    >>> mask_validation_rows(times, every=2).tolist()
     [False, True, False, True]
     """
     days = _seconds(times) // _SECONDS_PER_DAY

@@ -125,43 +125,45 @@ class _Training:
         self.training_set = training_set.to(self.device)
         self.validation = validation.to(self.device) if validation else None
         self.has_teacher_probs, self.has_label = self.training_set.has_teacher_probs, self.training_set.has_label
-        both = int((self.has_teacher_probs & self.has_label).sum())
+        count_with_both = int((self.has_teacher_probs & self.has_label).sum())
         self.controller = Controller(
             settings.temperature,
             effective_label_weight(training_set, settings.outcome_weight),
-            min(1.0, settings.batch_size / max(1, both)),
+            min(1.0, settings.batch_size / max(1, count_with_both)),
         )
         self.probe: GradientProbe | None = None
         self.probe_interval = max(2, epochs * steps // PROBES_PER_TRAINING)  # steps
-        self._prepare_controller(both)
+        self._prepare_controller(count_with_both)
         self.step = self.epoch = self.best_epoch = 0
         self.best_loss = math.inf
         self.best: dict[str, Tensor] = {}
         self.history: list[dict[str, float]] = []
 
-    def _prepare_controller(self, both: int) -> None:
+    def _prepare_controller(self, count_with_both: int) -> None:
         """Calibrate the teacher and set up the probe, if the controller adapts and has rows to compare.
 
-        :param both: training rows with both teacher probabilities and a label.
+        :param count_with_both: number of training rows with both teacher probabilities and a label.
         """
-        adaptive = self.settings.controller == "adaptive" and both > 0
-        compared = self.validation.fully_labelled() if adaptive and self.validation else None
+        adaptive = self.settings.controller == "adaptive" and count_with_both > 0
+        compare_rows = self.validation.select_with_both() if adaptive and self.validation else None
         temperature = 1.0
-        if compared:
+        if compare_rows:
             temperature, reason = fit_calibration(
-                compared.teacher_probs.cpu(), compared.labels.cpu(), number_clusters(compared).cpu()
+                compare_rows.teacher_probs.cpu(),
+                compare_rows.labels.cpu(),
+                number_clusters(compare_rows).cpu(),
             )
             self.controller.changes.append(
                 SettingChange(step=0, setting="calibration", value=temperature, reason=reason)
             )
-        self.training_set = self.training_set.softened(temperature)
-        self.validation = self.validation and self.validation.softened(temperature)
-        if compared:
+        self.training_set = self.training_set.soften(temperature)
+        self.validation = self.validation and self.validation.soften(temperature)
+        if compare_rows:
             self.probe = GradientProbe(
                 self.objective,
                 self.optimiser,
                 self.training_set,
-                compared.softened(temperature),
+                compare_rows.soften(temperature),
                 self.settings.batch_size,
                 self.probe_generator,
             )

@@ -100,30 +100,30 @@ class TrainingSet:
             setattr(taken, name, None if values is None else values[index])
         return taken
 
-    def labelled(self) -> TrainingSet:
+    def select_labelled(self) -> TrainingSet:
         """The rows with a label."""
         return self.take(self.has_label.nonzero().squeeze(1))
 
-    def fully_labelled(self) -> TrainingSet:
+    def select_with_both(self) -> TrainingSet:
         """The rows with both teacher probabilities and a label."""
         return self.take((self.has_teacher_probs & self.has_label).nonzero().squeeze(1))
 
-    def observed(self) -> TrainingSet:
+    def drop_synthetic(self) -> TrainingSet:
         """The rows that are not synthetic."""
         return self.take(torch.arange(len(self) - self.synthetic_rows))
 
-    def plus(self, synthetic: TrainingSet) -> TrainingSet:
+    def append(self, synthetic: TrainingSet) -> TrainingSet:
         """These rows followed by ``synthetic`` ones, with features where both have them; without cluster ids."""
         joined = copy(self)
         joined.synthetic_rows = self.synthetic_rows + len(synthetic)
         for name in _COLUMNS:
             setattr(joined, name, torch.cat([getattr(self, name), getattr(synthetic, name)]))
-        both = self.features is not None and synthetic.features is not None
-        joined.features = torch.cat([self.features, synthetic.features]) if both else None  # type: ignore[list-item]
+        have_features = self.features is not None and synthetic.features is not None
+        joined.features = torch.cat([self.features, synthetic.features]) if have_features else None  # type: ignore[list-item]
         joined.cluster_ids = None
         return joined
 
-    def softened(self, temperature: float) -> TrainingSet:
+    def soften(self, temperature: float) -> TrainingSet:
         """The same rows with their teacher probabilities at ``temperature``."""
         softened = copy(self)
         softened.teacher_probs = soften(self.teacher_probs, temperature)

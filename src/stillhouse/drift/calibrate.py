@@ -18,7 +18,7 @@ from stillhouse.drift.distances import compare_profiles
 from stillhouse.drift.profile import Profile
 from stillhouse.errors import WindowError
 from stillhouse.records import ColumnDrift, DriftCalibration, LossBaseline, ScreenResult
-from stillhouse.stats import cluster_ids, clustered_error, nanoseconds
+from stillhouse.stats import LARGEST_AUTOCORRELATION, NORMAL_QUANTILE_95, cluster_ids, clustered_error, nanoseconds
 
 __all__ = ["MIN_BLOCKS", "calibrate_drift", "column_limits", "estimate_loss_baseline", "screen"]
 
@@ -34,8 +34,6 @@ MIN_LOSS_BLOCKS = 5
 MIN_STEPS = 3
 MIN_MEAN_RANGE = 1e-9  # step means that differ by less count as equal
 USUAL_LOSS_QUANTILE = 0.9
-LARGEST_AUTOCORRELATION = 0.5
-NORMAL_QUANTILE_95 = 1.645
 
 Array = np.ndarray[Any, Any]
 

@@ -290,7 +290,7 @@ def _no_drift_summary(evidence: Evidence, drift: DriftReport) -> str:
     ]
     if measures:
         return f"no threshold is exceeded ({', '.join(measures)}); there is no history yet to calibrate on"
-    return "the evidence shows no harm; there is no history yet to calibrate on"
+    return "the evidence shows no mean loss above the null mean; there is no history yet to calibrate on"
 
 
 def _worse_than_null(evidence: Evidence, drift: DriftReport) -> list[str]:

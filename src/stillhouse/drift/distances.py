@@ -16,7 +16,7 @@ import numpy as np
 from stillhouse.drift.profile import CategoryProfile, ColumnProfile, NumberProfile, Profile, numbers_from_keys
 from stillhouse.errors import SchemaError, WindowError
 from stillhouse.records import ColumnDrift
-from stillhouse.stats import total_variation
+from stillhouse.stats import PSEUDO_ROWS, total_variation
 
 __all__ = [
     "compare_profiles",
@@ -27,7 +27,6 @@ __all__ = [
     "psi_bin_edges",
 ]
 
-PSEUDO_ROWS = 0.5  # added to each bin on either side
 PSI_BINS = 10
 MAX_CATEGORY_BINS = 100  # values of a category that have a bin of their own
 MAX_NAMED_VALUES = 20  # unseen or vanished values that are listed

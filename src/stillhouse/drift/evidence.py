@@ -52,24 +52,24 @@ from typing import Any
 import numpy as np
 
 from stillhouse.records import EvidenceStep, LossBaseline, Process
+from stillhouse.stats import LARGEST_AUTOCORRELATION
 
 __all__ = [
     "accumulate",
     "advance",
+    "bet_means",
     "bet_sizes",
     "continue_or_restart",
-    "count_groups",
+    "count_bets",
     "estimate_null_mean",
-    "group_means",
     "joint_evidence",
     "next_excess",
     "start",
 ]
 
-BETS = 12
+BET_COUNT = 12
 SMALLEST_BET, LARGEST_BET_SHARE = 0.05, 0.95  # λ; and the largest λ as a share of 1/m₀
 SMALLEST_NULL_MEAN, LARGEST_NULL_MEAN = 1e-3, 0.99
-LARGEST_AUTOCORRELATION = 0.5
 LOG_OF_ZERO = math.log(np.finfo(np.float64).tiny)
 """Stands for the logarithm of a statistic of 0: 1 + exp(it) is 1, and it is finite, because JSON has no −∞."""
 
@@ -127,7 +127,7 @@ def start(
         step_rows=0,
         clusters=0,
         null_mean=null_mean,
-        log_bets=(LOG_OF_ZERO,) * BETS,
+        log_bets=(LOG_OF_ZERO,) * BET_COUNT,
         log_evidence=LOG_OF_ZERO,
         log_threshold=math.log(average_run_length) - math.log(share),
         share=share,
@@ -157,8 +157,8 @@ def advance(state: EvidenceStep, cluster_losses: Array, *, start: datetime, end:
         )
     log_bets, mean = np.array(state.log_bets), float(cluster_losses.mean()) if len(cluster_losses) else None
     if len(cluster_losses):
-        groups = count_groups(len(cluster_losses), state.null_mean, state.step_deviation)
-        means = group_means(cluster_losses, groups)
+        bets = count_bets(len(cluster_losses), state.null_mean, state.step_deviation)
+        means = bet_means(cluster_losses, bets)
         log_bets = accumulate(log_bets, means, state.null_mean + state.excess, state.step_deviation or 0.0)
     return state.model_copy(
         update={
@@ -210,7 +210,7 @@ def bet_sizes(null_mean: Array | float) -> Array:
     the loss is small (at a ratio of 1.7 at most 7 % of the growth).
     """
     sizes: Array = np.geomspace(
-        SMALLEST_BET, LARGEST_BET_SHARE / np.asarray(null_mean, dtype=np.float64), BETS, axis=-1
+        SMALLEST_BET, LARGEST_BET_SHARE / np.asarray(null_mean, dtype=np.float64), BET_COUNT, axis=-1
     )
     return sizes
 
@@ -243,8 +243,8 @@ def next_excess(
     return result
 
 
-def count_groups(clusters: int, null_mean: float, step_deviation: float | None) -> int:
-    """The number of groups that a step's clusters are averaged into; each group is one bet.
+def count_bets(clusters: int, null_mean: float, step_deviation: float | None) -> int:
+    """The number of bets of a step; each bet is on the mean loss of some neighbouring clusters.
 
     More than ``m₀/σ²`` bets gain nothing: the variance that they share grows with the square of their number.
 
@@ -256,12 +256,12 @@ def count_groups(clusters: int, null_mean: float, step_deviation: float | None) 
     return min(clusters, math.ceil(null_mean / step_deviation**2)) if step_deviation else clusters
 
 
-def group_means(cluster_losses: Array, groups: int) -> Array:
-    """Means of groups of neighbouring clusters, equal in size ± 1: float64 ``[…, U]`` to ``[…, G]``."""
+def bet_means(cluster_losses: Array, bets: int) -> Array:
+    """Mean loss of the clusters of each bet, as many in each ± 1: float64 ``[…, U]`` to ``[…, G]``."""
     count = cluster_losses.shape[-1]
-    if groups >= count:
+    if bets >= count:
         return cluster_losses
-    bounds = np.arange(groups + 1) * count // groups
+    bounds = np.arange(bets + 1) * count // bets
     means: Array = np.add.reduceat(cluster_losses, bounds[:-1], axis=-1) / np.diff(bounds)
     return means
 
@@ -271,9 +271,9 @@ def accumulate(log_bets: Array, losses: Array, null_mean: Array | float, step_de
 
     Leading axes are parallel processes, each with its own ``null_mean`` ``m_t`` ``[…]``.
 
-    :param losses: what the step bets on, the mean loss of each group, ``[…, G]``.
-    :param step_deviation: σ, standard deviation of what the groups have in common, ``[…]``; not used for a single
-        group.
+    :param losses: what the step bets on, the mean loss of the clusters of each bet, ``[…, G]``.
+    :param step_deviation: σ, standard deviation of what the bets have in common, ``[…]``; not used for a single
+        bet.
     """
     null = np.asarray(null_mean, dtype=np.float64)
     sizes = bet_sizes(null)

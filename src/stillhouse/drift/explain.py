@@ -13,14 +13,13 @@ from stillhouse.drift.distances import count_psi_bins, psi_bin_edges
 from stillhouse.drift.profile import CategoryProfile, NumberProfile, Profile
 from stillhouse.errors import SchemaError
 from stillhouse.records import ColumnDrift, SliceDrift
+from stillhouse.stats import NORMAL_QUANTILE_95, PSEUDO_ROWS
 
 __all__ = ["rank_columns", "rank_slices", "score_shift"]
 
 MIN_SLICE_ROWS = 10
 """The mean of fewer audited rows is not reported for a slice."""
 
-NORMAL_QUANTILE_95 = 1.645
-PSEUDO_ROWS = 0.5  # added to each bin on either side
 
 Array = np.ndarray[Any, Any]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.drift.explain import rank_columns
 from stillhouse.records import ColumnDrift, DriftReport, EvidenceStep, Process, SliceDrift
-from stillhouse.shown import label
+from stillhouse.shown import escape_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -456,6 +456,6 @@ def _style_axes(axes: Axes, grid: str) -> None:
 
 def _shorten(name: str, max_length: int) -> str:
     """A label of at most ``max_length`` characters; the middle of a longer name is left out."""
-    return label(
+    return escape_label(
         name if len(name) <= max_length else f"{name[: max_length // 2]}…{name[len(name) - max_length // 2 + 1 :]}"
     )

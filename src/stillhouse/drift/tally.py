@@ -127,34 +127,34 @@ class CountTable:
     """Counts numbers by their slot in a table: a few vector operations, no search.
 
     A slot is a cell within a range of ``TABLE_CELLS`` magnitudes; if there are negative numbers, the table has a second
-    half for them. If the values known so far are few and far apart, the range would be too wide. Then a slot is coarser
-    than a cell, by as many bits as still keep the known values apart, and ``slot_values`` holds the one value that is
-    counted there. The last slot (with negatives, also the first) counts zero and everything outside the range. A number
-    that is not the value of its slot is not counted but returned to the caller.
+    half for them. If the values counted so far are few and far apart, the range would be too wide. Then a slot is
+    coarser than a cell, by as many bits as still keep the counted values apart, and ``slot_values`` holds the one value
+    that is counted there. The last slot (with negatives, also the first) counts zero and everything outside the range.
+    A number that is not the value of its slot is not counted but returned to the caller.
     """
 
-    def __init__(self, known: NumberProfile, extra_bits: int, first: int, scratch: ScratchMemory) -> None:
-        self.shift, self.drop_bits, self.first, self.scratch = known.shift, known.shift + extra_bits, first, scratch
-        self.signed = bool(known.cells[0] < 0)
+    def __init__(self, counted: NumberProfile, extra_bits: int, first: int, scratch: ScratchMemory) -> None:
+        self.shift, self.drop_bits, self.first, self.scratch = counted.shift, counted.shift + extra_bits, first, scratch
+        self.signed = bool(counted.cells[0] < 0)
         self.counts = np.zeros((TABLE_CELLS + 1) * (1 + self.signed), np.int64)
         self.slot_values: Array | None = None
         if extra_bits:
-            values = numbers_from_keys(known.cells)
+            values = numbers_from_keys(counted.cells)
             self.slot_values = np.full(len(self.counts), np.nan)
             self.slot_values[self._slots(values)] = values
             self.slot_values[[-1, 0] if self.signed else -1] = 0.0
 
     @classmethod
-    def covering(cls, known: NumberProfile, scratch: ScratchMemory) -> CountTable | None:
-        """The table that covers most of the ``known`` rows; None if no table covers half of them."""
-        magnitudes, counts = count_cells(known.cells ^ (known.cells >> 63), known.counts)
+    def covering(cls, counted: NumberProfile, scratch: ScratchMemory) -> CountTable | None:
+        """The table that covers most of the ``counted`` rows; None if no table covers half of them."""
+        magnitudes, counts = count_cells(counted.cells ^ (counted.cells >> 63), counted.counts)
         zeros = int(counts[magnitudes == 0].sum())
         magnitudes, counts = magnitudes[magnitudes > 0], counts[magnitudes > 0]
         smallest_gap = int((magnitudes[1:] ^ magnitudes[:-1]).min()) if len(magnitudes) > 1 else 1
-        for extra_bits in (0, 0 if known.shift else smallest_gap.bit_length() - 1):
+        for extra_bits in (0, 0 if counted.shift else smallest_gap.bit_length() - 1):
             first, covered = _best_range(magnitudes >> extra_bits, counts)
             if 2 * (zeros + covered) >= zeros + counts.sum():
-                return cls(known, extra_bits, first, scratch)
+                return cls(counted, extra_bits, first, scratch)
         return None
 
     def add(self, values: Array) -> Array:

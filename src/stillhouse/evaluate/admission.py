@@ -51,11 +51,11 @@ def examine(
     """
     has_answer = ~np.isnan(teacher_probs[:, 0])
     clusters = cluster_ids(rows["observed_at"], config.promotion.cluster)[has_answer]
-    outcomes, probs = rows["outcome"].to_numpy()[has_answer], teacher_probs[has_answer]
+    labels, probs = rows["outcome"].to_numpy()[has_answer], teacher_probs[has_answer]
     base_rate_probs = np.tile(base_rate, (len(probs), 1))
 
     def compare_with(other_probs: Array) -> Comparison | None:
-        return compare_models("test", outcomes, probs, other_probs, config.teaching.margin, clusters)
+        return compare_models("test", labels, probs, other_probs, config.teaching.margin, clusters)
 
     agreement, error, evidence = (
         _measure_agreement(probs, trusted[1][has_answer], clusters) if trusted else _NOT_COMPARED

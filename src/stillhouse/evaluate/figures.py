@@ -14,7 +14,7 @@ from matplotlib.ticker import EngFormatter, FixedLocator
 from matplotlib.transforms import Bbox
 
 from stillhouse.records import Proof, Quality, Scorecard, Verdict, WeightChange, drift_report
-from stillhouse.shown import label
+from stillhouse.shown import escape_label
 
 __all__ = ["plot_demo_year", "plot_quality", "plot_teacher_weights", "plot_tradeoff"]
 
@@ -51,7 +51,7 @@ def plot_tradeoff(proof: Proof) -> Figure:
     axes.xaxis.set_major_formatter(EngFormatter("B"))
     axes.margins(x=0.35, y=0.2)
     axes.grid(alpha=0.3)
-    axes.set_title(f"ringed: {label(proof.why)}", fontsize=9)
+    axes.set_title(f"ringed: {escape_label(proof.why)}", fontsize=9)
     _separate_captions(figure, captions)
     return figure
 
@@ -79,7 +79,7 @@ def _marker_area(card: Scorecard) -> float:
 
 def _caption_text(card: Scorecard) -> str:
     latency = "" if card.latency is None else f", {card.latency.p50_ms:.3f} ms"
-    return f"{label(card.model)}{latency}"
+    return f"{escape_label(card.model)}{latency}"
 
 
 def plot_quality(verdicts: Sequence[Verdict]) -> Figure:

@@ -48,7 +48,7 @@ Array = np.ndarray[Any, Any]
 
 def compare_models(
     window: str,
-    outcomes: Array,
+    labels: Array,
     challenger: Array,
     champion: Array,
     margin: float,
@@ -64,45 +64,45 @@ def compare_models(
     One more cluster could lower the accuracy by its whole size, which is taken as the size of the cluster of an average
     row. For the AUC, where every row has a small influence, the worst case of one more cluster is the largest of three
     values: the largest loss by a cluster so far; the mean over the clusters that moved the AUC, with one completely
-    lost cluster added; and one row of the rarer outcome that falls from the top to the bottom of the ranking.
+    lost cluster added; and one row of the rarer label that falls from the top to the bottom of the ranking.
 
     A large cluster pulls the estimate towards itself, in proportion to its weight, so its own deviation looks smaller.
     Therefore the scores of the AUC are scaled up according to the largest cluster, as in a jackknife (Bell and
     McCaffrey 2002, "Bias reduction in standard errors for linear regression with multi-stage samples"). A row on which
     a model answers NaN counts as a wrong answer.
 
-    >>> outcomes = np.array([0, 1, 2] * 100)
-    >>> right = np.eye(3)[outcomes]
-    >>> comparison = compare_models("test", outcomes, right, right, margin=0.02)
+    >>> labels = np.array([0, 1, 2] * 100)
+    >>> right = np.eye(3)[labels]
+    >>> comparison = compare_models("test", labels, right, right, margin=0.02)
     >>> comparison.measure, comparison.difference, round(lower_bound(comparison, 0.95), 3)
     ('accuracy', 0.0, -0.01)
 
     :param window: name of the window or slice.
-    :param outcomes: action indices ``[n]``.
+    :param labels: action indices ``[n]``.
     :param challenger: probabilities ``[n, K]``; ``champion`` likewise.
     :param margin: how much worse the challenger may be.
     :param cluster_ids: the cluster of each row, integers ``[n]``; None: each row is its own.
-    :returns: None if there are no rows; for the AUC, if fewer than ten rows have one of the outcomes or there are fewer
+    :returns: None if there are no rows; for the AUC, if fewer than ten rows have one of the labels or there are fewer
         than ten clusters, because then the variance is not meaningful.
     """
-    count = len(outcomes)
+    count = len(labels)
     if not count:
         return None
-    challenger, champion = replace_non_finite(challenger, outcomes), replace_non_finite(champion, outcomes)
+    challenger, champion = replace_non_finite(challenger, labels), replace_non_finite(champion, labels)
     index = np.arange(count) if cluster_ids is None else np.unique(cluster_ids, return_inverse=True)[1]
     if challenger.shape[1] > 2:
-        correct = np.stack([p.argmax(axis=1) == outcomes for p in (challenger, champion)]).astype(float)
+        correct = np.stack([p.argmax(axis=1) == labels for p in (challenger, champion)]).astype(float)
         values = [float(row.mean()) for row in correct]
         change = correct[0] - correct[1]
         sizes = np.bincount(index, weights=np.full(count, 1.0 / count))
         worst, influence = float((sizes**2).sum()), (change - change.mean()) / count
         leverage, counts = 0.0, {"lost": int((change < 0).sum()), "gained": int((change > 0).sum())}
     else:
-        positive = outcomes == 1
+        positive = labels == 1
         rarer = min(int(positive.sum()), int((~positive).sum()))
         if min(rarer, int(index.max()) + 1) < MIN_ROWS_FOR_AUC:
             return None
-        values, influence = delong(outcomes, np.stack([challenger[:, 1], champion[:, 1]]))
+        values, influence = delong(labels, np.stack([challenger[:, 1], champion[:, 1]]))
         row_weights = np.where(positive, 1 / positive.sum(), 1 / (~positive).sum())
         sizes = np.bincount(index, weights=row_weights)
         moved = np.bincount(index, weights=influence + (values[0] - values[1]) * row_weights)
@@ -131,19 +131,19 @@ def _worst_auc_loss(moved: Array, sizes: Array, row: float) -> float:
 
     :param moved: by how much each cluster moved the difference of the AUCs ``[C]``.
     :param sizes: weight of each cluster ``[C]``.
-    :param row: influence of one row of the rarer outcome.
+    :param row: influence of one row of the rarer label.
     """
     distance = np.abs(moved)
     return max(row, float(-moved.min()), float(sizes.max() + distance.sum()) / (1 + int((distance > 1e-12).sum())))
 
 
-def delong(outcomes: Array, scores: Array) -> tuple[list[float], Array]:
-    """AUCs of two score vectors ``[2, n]`` against 0/1 outcomes, and each row's influence on their difference ``[n]``.
+def delong(labels: Array, scores: Array) -> tuple[list[float], Array]:
+    """AUCs of two score vectors ``[2, n]`` against 0/1 labels, and each row's influence on their difference ``[n]``.
 
     The influences are DeLong's structural components, centred and divided by the number of rows with their outcome;
     they sum to 0. Computed from ranks (Sun and Xu 2014, eq. 9–13).
     """
-    is_positive = outcomes == 1
+    is_positive = labels == 1
     positive, negative = scores[:, is_positive], scores[:, ~is_positive]
     m, n = positive.shape[1], negative.shape[1]
     rank_in_positive = np.stack([rankdata(row) for row in positive])
@@ -152,7 +152,7 @@ def delong(outcomes: Array, scores: Array) -> tuple[list[float], Array]:
     placement_of_positive = (rank_in_all[:, :m] - rank_in_positive) / n
     placement_of_negative = 1 - (rank_in_all[:, m:] - rank_in_negative) / m
     aucs = placement_of_positive.mean(axis=1)
-    influence = np.empty(len(outcomes))
+    influence = np.empty(len(labels))
     influence[is_positive] = (placement_of_positive[0] - placement_of_positive[1] - (aucs[0] - aucs[1])) / m
     influence[~is_positive] = (placement_of_negative[0] - placement_of_negative[1] - (aucs[0] - aucs[1])) / n
     return [float(auc) for auc in aucs], influence

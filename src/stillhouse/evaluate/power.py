@@ -28,7 +28,7 @@ def provable_margin(
     :param confidence: `promotion.confidence`, one-sided.
     :param disagreement: share of the rows on which exactly one of challenger and champion is right, 0 to 1; such rows
         are assumed to be spread over the clusters.
-    :param rarer: for two actions, the rows of the rarer outcome; None for more than two actions.
+    :param rarer: for two actions, the rows of the rarer label; None for more than two actions.
     :returns: in the unit of the measure, at most 1; 1 if there are no rows, or too few for an AUC.
     """
     if rows <= 0 or clusters <= 0:
@@ -46,7 +46,7 @@ def rows_needed(margin: float, confidence: float = 0.95, *, rows_per_cluster: fl
     """The smallest number of rows with which the gate can prove ``margin`` for a challenger as good as the champion.
 
     This is the lower limit, for a challenger that never disagrees with the champion. For two actions it is the number
-    of rows of the rarer outcome.
+    of rows of the rarer label.
 
     >>> rows_needed(0.02)
     151
@@ -65,7 +65,7 @@ def describe_power(rows: int, clusters: int, confidence: float = 0.95, *, rarer:
     >>> describe_power(336, 168)
     'with 336 rows in 168 clusters the gate can prove no margin below .018 (at 95%)'
 
-    :param rarer: for two actions, the rows of the rarer outcome; None for more than two actions.
+    :param rarer: for two actions, the rows of the rarer label; None for more than two actions.
     """
     margin = provable_margin(rows, clusters, confidence, rarer=rarer)
     window = f"{rows:,} rows" + (f" in {clusters:,} clusters" if clusters != rows else "")

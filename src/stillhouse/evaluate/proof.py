@@ -11,7 +11,13 @@ import pandas as pd
 
 from stillhouse.config import AgentConfig
 from stillhouse.evaluate.gate import certify, compare_models
-from stillhouse.evaluate.scorecard import agreement, disagreement, quality, replace_non_finite, slices
+from stillhouse.evaluate.scorecard import (
+    measure_agreement,
+    measure_disagreement,
+    quality,
+    replace_non_finite,
+    score_slices,
+)
 from stillhouse.latency import measure_latency
 from stillhouse.records import Comparison, Latency, Proof, Refresh, Scorecard
 from stillhouse.stats import cluster_ids
@@ -99,7 +105,9 @@ def prove(
         champion=champion_card,
         chosen=chosen,
         why=why,
-        disagreement=disagreement(teacher_probs[has_teacher_probs], challenger_probs["test"][has_teacher_probs]),
+        disagreement=measure_disagreement(
+            teacher_probs[has_teacher_probs], challenger_probs["test"][has_teacher_probs]
+        ),
         certificate=certify(
             config,
             refresh.refresh_id,
@@ -128,12 +136,12 @@ def _make_scorecard(
     test = windows["test"]
     with_teacher = None
     if contender.role != "teacher":
-        with_teacher = agreement(teacher_probs[has_teacher_probs], probs["test"][has_teacher_probs])
+        with_teacher = measure_agreement(teacher_probs[has_teacher_probs], probs["test"][has_teacher_probs])
     return Scorecard(
         model=contender.name,
         role=contender.role,
         quality={name: quality(p, windows[name]["outcome"].to_numpy()) for name, p in probs.items()},
-        slices=slices(test, probs["test"], test["outcome"].to_numpy(), config.promotion.slices),
+        slices=score_slices(test, probs["test"], test["outcome"].to_numpy(), config.promotion.slices),
         agreement=with_teacher,
         bytes=contender.bytes,
         latency=latency,
@@ -153,17 +161,17 @@ def _compare_on_windows(
     for name, margin in (("test", promotion.non_inferiority_margin), ("past", promotion.slice_margin)):
         if name in windows:
             rows = windows[name]
-            outcomes, clusters = rows["outcome"].to_numpy(), cluster_ids(rows["observed_at"], promotion.cluster)
-            comparisons.append(compare_models(name, outcomes, challenger[name], champion[name], margin, clusters))
+            labels, clusters = rows["outcome"].to_numpy(), cluster_ids(rows["observed_at"], promotion.cluster)
+            comparisons.append(compare_models(name, labels, challenger[name], champion[name], margin, clusters))
     test = windows["test"]
-    outcomes, clusters = test["outcome"].to_numpy(), cluster_ids(test["observed_at"], promotion.cluster)
+    labels, clusters = test["outcome"].to_numpy(), cluster_ids(test["observed_at"], promotion.cluster)
     for column in promotion.slices:
         for value in sorted(test[column].dropna().unique()):
             mask = (test[column] == value).to_numpy()
             if mask.sum() >= promotion.min_slice_rows:
                 name, margin = f"{column}={value}", promotion.slice_margin
                 pair = challenger["test"][mask], champion["test"][mask]
-                comparisons.append(compare_models(name, outcomes[mask], *pair, margin, clusters[mask]))
+                comparisons.append(compare_models(name, labels[mask], *pair, margin, clusters[mask]))
     return [comparison for comparison in comparisons if comparison is not None]
 
 
@@ -172,8 +180,8 @@ def _compare_with_anchor(
 ) -> list[Comparison]:
     """Challenger and anchor on the test window: the cumulative loss of consecutive promotions has its own margin."""
     promotion = config.promotion
-    outcomes, clusters = test["outcome"].to_numpy(), cluster_ids(test["observed_at"], promotion.cluster)
+    labels, clusters = test["outcome"].to_numpy(), cluster_ids(test["observed_at"], promotion.cluster)
     comparison = compare_models(
-        "anchor", outcomes, challenger, anchor.predict(test), promotion.cumulative_margin, clusters
+        "anchor", labels, challenger, anchor.predict(test), promotion.cumulative_margin, clusters
     )
     return [] if comparison is None else [comparison]

@@ -13,15 +13,22 @@ from stillhouse.errors import WindowError
 from stillhouse.records import Disagreement, Quality
 from stillhouse.stats import brier, total_variation
 
-__all__ = ["agreement", "disagreement", "expected_calibration_error", "quality", "replace_non_finite", "slices"]
+__all__ = [
+    "expected_calibration_error",
+    "measure_agreement",
+    "measure_disagreement",
+    "quality",
+    "replace_non_finite",
+    "score_slices",
+]
 
 Array = np.ndarray[Any, Any]
 
 
-def quality(probs: Array, outcomes: Array) -> Quality:
+def quality(probs: Array, labels: Array) -> Quality:
     """The quality of probabilities ``[n, K]`` against action indices ``[n]``.
 
-    The AUC is that of the second action for K = 2, and the mean one-vs-rest AUC for more; None if the outcomes contain
+    The AUC is that of the second action for K = 2, and the mean one-vs-rest AUC for more; None if the labels contain
     fewer than two actions. An index of K or more is an action that the model does not know; its probability is 0.
 
     >>> scores = quality(np.array([[0.8, 0.2], [0.4, 0.6], [0.3, 0.7]]), np.array([0, 1, 0]))
@@ -30,51 +37,51 @@ def quality(probs: Array, outcomes: Array) -> Quality:
 
     :raises ValueError: if there are no rows.
     """
-    if len(outcomes) == 0:
+    if len(labels) == 0:
         raise ValueError("quality of no rows is not defined")
-    unknown_actions = max(0, int(np.max(outcomes)) + 1 - np.shape(probs)[1])
+    unknown_actions = max(0, int(np.max(labels)) + 1 - np.shape(probs)[1])
     p = np.clip(np.pad(np.asarray(probs, dtype=np.float64), ((0, 0), (0, unknown_actions))), 1e-7, 1.0)
     p /= p.sum(axis=1, keepdims=True)
-    rows = np.arange(len(outcomes))
+    rows = np.arange(len(labels))
     return Quality(
-        rows=len(outcomes),
-        auc=_auc(p, outcomes),
-        log_loss=float(-np.log(p[rows, outcomes]).mean()),
-        brier=float(brier(p, outcomes).mean()),
-        accuracy=float((p.argmax(axis=1) == outcomes).mean()),
-        calibration_error=expected_calibration_error(p, outcomes),
+        rows=len(labels),
+        auc=_auc(p, labels),
+        log_loss=float(-np.log(p[rows, labels]).mean()),
+        brier=float(brier(p, labels).mean()),
+        accuracy=float((p.argmax(axis=1) == labels).mean()),
+        calibration_error=expected_calibration_error(p, labels),
         actions=p.shape[1],
     )
 
 
-def _auc(p: Array, outcomes: Array) -> float | None:
-    present = np.unique(outcomes)
+def _auc(p: Array, labels: Array) -> float | None:
+    present = np.unique(labels)
     if len(present) < 2:
         return None
     if p.shape[1] == 2:
-        return float(roc_auc_score(outcomes, p[:, 1]))
-    ranks, positive = rankdata(p[:, present], axis=0), outcomes[:, None] == present  # both [n, actions present]
+        return float(roc_auc_score(labels, p[:, 1]))
+    ranks, positive = rankdata(p[:, present], axis=0), labels[:, None] == present  # both [n, actions present]
     m = positive.sum(axis=0)
     u = np.where(positive, ranks, 0.0).sum(axis=0) - m * (m + 1) / 2  # Mann and Whitney's U of each action
     return float((u / (m * (len(p) - m))).mean())
 
 
-def expected_calibration_error(p: Array, outcomes: Array, bins: int = 15) -> float:
+def expected_calibration_error(p: Array, labels: Array, bins: int = 15) -> float:
     """Mean |accuracy − confidence| of the most probable action over ``bins`` bins of equal mass.
 
     Naeini, Cooper and Hauskrecht 2015 (ECE), with the equal-mass bins of Nguyen and O'Connor 2015. Rows of equal
     confidence are in the same bin, so the order of the rows does not matter.
 
     :param p: probabilities ``[n, K]``.
-    :param outcomes: action indices ``[n]``.
+    :param labels: action indices ``[n]``.
     """
-    confidence, correct = p.max(axis=1), p.argmax(axis=1) == outcomes
+    confidence, correct = p.max(axis=1), p.argmax(axis=1) == labels
     bin_of_row = ((rankdata(confidence) - 0.5) * bins / len(p)).astype(np.int64)
     return float(np.abs(np.bincount(bin_of_row, weights=correct - confidence)).sum() / len(p))
 
 
-def replace_non_finite(probs: Array, outcomes: Array) -> Array:
-    """Probabilities ``[n, K]`` in which a row that is not finite gives 1 to an action other than its outcome ``[n]``.
+def replace_non_finite(probs: Array, labels: Array) -> Array:
+    """Probabilities ``[n, K]`` in which a row that is not finite gives 1 to an action other than its label ``[n]``.
 
     So a NaN counts as the worst possible answer. Otherwise ``argmax`` would take it for the first action, or the row
     would not be counted at all.
@@ -84,38 +91,38 @@ def replace_non_finite(probs: Array, outcomes: Array) -> Array:
         return probs
     replaced = np.array(probs, dtype=np.float64)
     replaced[invalid] = 0.0
-    replaced[invalid, np.where(np.asarray(outcomes)[invalid] == 0, 1, 0)] = 1.0
+    replaced[invalid, np.where(np.asarray(labels)[invalid] == 0, 1, 0)] = 1.0
     return replaced
 
 
-def slices(
+def score_slices(
     rows: pd.DataFrame,
     probs: Array,
-    outcomes: Array,
+    labels: Array,
     columns: tuple[str, ...],
 ) -> dict[str, Quality]:
     """Quality by ``"column=value"`` for every value of ``columns``.
 
     :param probs: ``[n, K]``.
-    :param outcomes: action indices ``[n]``.
+    :param labels: action indices ``[n]``.
     """
     by_slice = {}
     for column in columns:
         for value in sorted(rows[column].dropna().unique()):
             in_slice = (rows[column] == value).to_numpy()
-            by_slice[f"{column}={value}"] = quality(probs[in_slice], outcomes[in_slice])
+            by_slice[f"{column}={value}"] = quality(probs[in_slice], labels[in_slice])
     return by_slice
 
 
-def agreement(teacher: Array, student: Array) -> float:
+def measure_agreement(teacher: Array, student: Array) -> float:
     """``1 −`` mean total variation ``½ Σ_k |p_k − q_k|`` of two ``[n, K]``; 1: equal probabilities."""
     return float(1.0 - total_variation(teacher, student).mean())
 
 
-def disagreement(p_teacher: Array, p_student: Array, sampling_weights: Array | None = None) -> Disagreement:
+def measure_disagreement(p_teacher: Array, p_student: Array, sampling_weights: Array | None = None) -> Disagreement:
     """The disagreement of teacher and student on the same n observations, probabilities ``[n, K]`` each.
 
-    >>> disagreement(np.array([[0.75, 0.25]]), np.array([[0.25, 0.75]])).total_variation
+    >>> measure_disagreement(np.array([[0.75, 0.25]]), np.array([[0.25, 0.75]])).total_variation
     0.5
 
     :param sampling_weights: float ``[n]`` > 0, number of rows that each row represents; None: all the same.

@@ -25,7 +25,7 @@ __all__ = ["MAX_PAGE_ROWS", "Cursor", "Page", "answers_since"]
 MAX_PAGE_ROWS = 10_000
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
-_ORDER = ["asked_at", "content_key", "teacher"]
+_SORT_COLUMNS = ["asked_at", "content_key", "teacher"]
 _COLUMNS = ["content_key", "observed_at", "teacher", "asked_at", "probabilities"]
 
 
@@ -77,7 +77,7 @@ def answers_since(base: KnowledgeBase, since: datetime | Cursor, limit: int) -> 
     answers = _schema().empty_table()
     if delta is not None:
         time = pa.scalar(start.asked_at, TIME)
-        asked_at, key, teacher = (pc.field(name) for name in _ORDER)
+        asked_at, key, teacher = (pc.field(name) for name in _SORT_COLUMNS)
         is_after = (asked_at > time) | (
             (asked_at == time) & ((key > start.content_key) | ((key == start.content_key) & (teacher > start.teacher)))
         )
@@ -89,7 +89,7 @@ def answers_since(base: KnowledgeBase, since: datetime | Cursor, limit: int) -> 
                 matching = _matching_actions(batch, len(base.config.actions))
                 answers = _first_rows(pa.concat_tables([answers, matching]), limit + 1)
     has_more = answers.num_rows > limit
-    answers = answers.sort_by([(name, "ascending") for name in _ORDER]).slice(0, limit)
+    answers = answers.sort_by([(name, "ascending") for name in _SORT_COLUMNS]).slice(0, limit)
     last = answers.slice(limit - 1).to_pylist()[0] if has_more else None
     return Page(
         _probs_by_action(answers, base.config.actions),
@@ -111,7 +111,7 @@ def _matching_actions(batch: pa.RecordBatch, actions: int) -> pa.Table:
 def _first_rows(rows: pa.Table, count: int) -> pa.Table:
     if rows.num_rows <= count:
         return rows
-    return rows.take(pc.select_k_unstable(rows, count, [(name, "ascending") for name in _ORDER]))
+    return rows.take(pc.select_k_unstable(rows, count, [(name, "ascending") for name in _SORT_COLUMNS]))
 
 
 def _probs_by_action(rows: pa.Table, actions: tuple[str, ...]) -> pa.Table:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from deltalake import DeltaTable, WriterProperties
 from deltalake.exceptions import CommitFailedError, DeltaError
-from pydantic import AwareDatetime, Field
+from pydantic import AliasChoices, AwareDatetime, Field
 
 from stillhouse.config import Upkeep
 from stillhouse.knowledge.flush import FlushResult
@@ -84,7 +84,11 @@ class VacuumResult(Record):
     files_after: int = Field(ge=0)
     bytes_before: int = Field(ge=0)
     bytes_after: int = Field(ge=0)
-    kept: dict[int, tuple[str, ...]] = Field(description="versions that stay readable, and the models that need them")
+    readable_versions: dict[int, tuple[str, ...]] = Field(
+        validation_alias=AliasChoices("readable_versions", "kept"),
+        serialization_alias="kept",
+        description="versions that stay readable, and the models that need them",
+    )
     unreadable: dict[int, tuple[str, ...]] = Field(
         default_factory=dict, description="versions that models need but that cannot be read (any more)"
     )
@@ -269,7 +273,7 @@ def _vacuum_table(
         files_after=len(after),
         bytes_before=sum(before.values()),
         bytes_after=sum(after.values()),
-        kept=readable,
+        readable_versions=readable,
         unreadable={version: models for version, models in in_use.items() if version not in readable},
     )
 

@@ -14,7 +14,7 @@ from stillhouse.config import AgentConfig
 from stillhouse.distill import students
 from stillhouse.distill.augment import make_synthetic_rows
 from stillhouse.distill.grow import Columns
-from stillhouse.distill.split import split_validation, validation_days
+from stillhouse.distill.split import mask_validation_rows, split_validation
 from stillhouse.distill.training_set import TrainingSet
 from stillhouse.errors import WindowError
 from stillhouse.knowledge import KnowledgeBase
@@ -141,7 +141,7 @@ class TrainingRows:
     @cached_property
     def is_validation(self) -> Mask:
         """Which rows lie on validation days, bool ``[n]``; no student is trained on them."""
-        return validation_days(self.frame["observed_at"], self.settings.distillation.validation_every)
+        return mask_validation_rows(self.frame["observed_at"], self.settings.distillation.validation_every)
 
     @cached_property
     def labelled(self) -> pd.DataFrame:
@@ -256,7 +256,7 @@ class TrainingRows:
         features = self.base.answers.features(rows, teacher.features) if teacher.features else None
         no_labels = np.full(len(rows), -1)
         x = encode(rows, columns)
-        return training_set.plus(build_training_set(x, probs[answered], no_labels, columns, features=features))
+        return training_set.append(build_training_set(x, probs[answered], no_labels, columns, features=features))
 
 
 def build_training_set(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stillhouse import config
 from stillhouse.config import AgentConfig
-from stillhouse.distill.split import validation_days
+from stillhouse.distill.split import mask_validation_rows
 from stillhouse.drift.figures import plot_drift
 from stillhouse.errors import DataError, WindowError
 from stillhouse.records import DataReport, Refresh, Verdict, Window, drift_report
@@ -120,7 +120,7 @@ def _require_learnable(session: Session, train: Window, test: Window) -> None:
     rows = data.read_training_rows(train).labelled
     require_rows(len(rows), settings.windows.min_train_rows, train)
     require_rows(len(data.read_labelled(test)), settings.observations.min_rows, test)
-    if not validation_days(rows["observed_at"], settings.distillation.validation_every).any():
+    if not mask_validation_rows(rows["observed_at"], settings.distillation.validation_every).any():
         raise WindowError(
             f"{train} has no validation day (every {settings.distillation.validation_every}th day): wait for more, "
             f"lengthen `windows.train`, or lower `distillation.validation_every`"

@@ -14,8 +14,8 @@ from stillhouse.pages import (
 )
 from stillhouse.records import Contradictions, Frontier, Proof, Questions, Refresh, Scorecard, TeacherWeights, Verdict
 from stillhouse.registry import Registry, names
-from stillhouse.shown import code
-from stillhouse.shown import markdown as md
+from stillhouse.shown import escape_code
+from stillhouse.shown import escape_markdown as md
 
 __all__ = ["format_refresh_page"]
 
@@ -65,7 +65,9 @@ def _format_compression(frontier: Frontier, image: bytes) -> list[str]:
         if c.latency is not None
     ]
     listing = format_table("| candidate | quality | bytes | p50 (ms) | p95 (ms) | CPU (ms) |", rows)
-    refused = [f"- refused: {code(c.name)}: {md(c.refused)}" for c in frontier.candidates if c.refused is not None]
+    refused = [
+        f"- refused: {escape_code(c.name)}: {md(c.refused)}" for c in frontier.candidates if c.refused is not None
+    ]
     made = f"{len(frontier.candidates)} candidates were made, {len(frontier.best)} of which nothing beats"
     figure = embed_png(image, "what compression found")
     return ["## Compression", f"{made}: {md(frontier.stopped)}.", listing, "\n".join(refused[:_MAX_REFUSED]), figure]
@@ -74,7 +76,7 @@ def _format_compression(frontier: Frontier, image: bytes) -> list[str]:
 def _format_spending(job: Refresh, base: KnowledgeBase) -> str:
     """The cost of the teachers in this refresh."""
     spending = base.answers.spending(job=job.refresh_id)
-    return "\n".join(f"- teacher {code(name)}: {md(cost)}" for name, cost in spending.items())
+    return "\n".join(f"- teacher {escape_code(name)}: {md(cost)}" for name, cost in spending.items())
 
 
 def _format_questions(job: Refresh, registry: Registry) -> str:
@@ -85,9 +87,9 @@ def _format_questions(job: Refresh, registry: Registry) -> str:
 
 def _format_teachers(job: Refresh, registry: Registry) -> list[str]:
     """The weights of the teachers, and where they contradict each other; empty for a single teacher."""
-    weights = registry.runs.read_record(job.run_id, names.WEIGHTS, TeacherWeights)
+    mixture = registry.runs.read_record(job.run_id, names.WEIGHTS, TeacherWeights)
     contradictions = registry.runs.read_record(job.run_id, names.CONTRADICTIONS, Contradictions)
-    parts = [format_weights(weights)] if weights else []
+    parts = [format_weights(mixture)] if mixture else []
     if contradictions is None or not contradictions.contradictions:
         return parts
     return [*parts, _format_contradictions(contradictions)]

@@ -168,9 +168,9 @@ class Session:
             self._teachers[reference.version] = self._load(Path(reference.folder))
         return self._teachers[reference.version]
 
-    def reweigh(self, before: TeacherRef, after: TeacherRef, weights: TeacherWeights) -> Ensemble:
+    def reweigh(self, before: TeacherRef, after: TeacherRef, mixture: TeacherWeights) -> Ensemble:
         """The same teachers with other weights, without loading them again."""
-        self._teachers[after.version] = self.load_teacher(before).with_weights(weights, after.version)
+        self._teachers[after.version] = self.load_teacher(before).with_weights(mixture, after.version)
         return self._teachers[after.version]
 
     def _load(self, folder: Path) -> Ensemble:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from stillhouse.actions import align_actions
 from stillhouse.distill import select
-from stillhouse.distill.split import validation_days
+from stillhouse.distill.split import mask_validation_rows
 from stillhouse.errors import PartError, RegistryError, WindowError
 from stillhouse.evaluate import admission, figures
 from stillhouse.records import Examination, Questions, TeacherRef, Verdict, short_id
@@ -69,15 +69,15 @@ def weigh_teachers(session: Session, teacher: TeacherRef) -> TeacherRef:
     trajectory = weight_updates.learn_weights(base, members, job.as_of, rows)
     if trajectory is None:
         return teacher
-    weighted = ensemble.reweigh(teacher, trajectory.weights, Path(job.folder) / "teacher")
+    weighted = ensemble.reweigh(teacher, trajectory.mixture, Path(job.folder) / "teacher")
     base.journal.append_weight_changes(
         mixture_weights.find_changes(
-            trajectory.weights, _read_last_weights(session), version=weighted.version, job=job.refresh_id
+            trajectory.mixture, _read_last_weights(session), version=weighted.version, job=job.refresh_id
         )
     )
-    labeling.store_mean_probs(base, session.reweigh(teacher, weighted, trajectory.weights), rows)
+    labeling.store_mean_probs(base, session.reweigh(teacher, weighted, trajectory.mixture), rows)
     files: dict[str, Content] = {
-        names.WEIGHTS: trajectory.weights,
+        names.WEIGHTS: trajectory.mixture,
         names.WEIGHTS_FIGURE: figures.plot_teacher_weights(base.journal.weight_changes()),
     }
     registry.runs.log(job.run_id, files=files, points=trajectory.points("weight/"))
@@ -209,7 +209,7 @@ def _plan_questions(session: Session, rows: pd.DataFrame, answered: Mask, size: 
     return select.plan_questions(
         size,
         has_teacher_probs=answered,
-        is_validation=validation_days(rows["observed_at"], settings.distillation.validation_every),
+        is_validation=mask_validation_rows(rows["observed_at"], settings.distillation.validation_every),
         scores=select.question_scores(settings.asking.by, probs),
         coordinates=select.row_coordinates(numbers, probs[0] if probs else None) if by_diversity else None,
         uniform_share=settings.asking.uniform_share,

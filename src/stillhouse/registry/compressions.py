@@ -13,7 +13,7 @@ from stillhouse.registry import packaging
 from stillhouse.registry.experiment import open_experiment
 from stillhouse.registry.models import ModelRun, Models
 from stillhouse.registry.runs import Runs
-from stillhouse.shown import markdown
+from stillhouse.shown import escape_markdown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +45,7 @@ class Compressions:
             "verdict": "fits" if frontier.fits else "nothing_fits",
             "chosen": frontier.chosen,
             "why": frontier.why,
-            "mlflow.note.content": markdown(frontier.why),
+            "mlflow.note.content": escape_markdown(frontier.why),
         }
         run_id = self.runs.create_parent(f"compress {source}", tags, params)
         try:

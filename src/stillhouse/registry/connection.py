@@ -24,8 +24,8 @@ _TIMEOUT_S = 5.0  # time that a server has to answer
 _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 # With MLflow's defaults (7 retries of 120 s, doubling pauses) a run hangs for a quarter of an hour.
-_NETWORK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-_QUIET = {"MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
+_NETWORK_ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+_QUIET_ENVIRONMENT = {"MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 
 
 class Client:
@@ -63,7 +63,7 @@ def connect(tracking_uri: str | None = None) -> Client:
 
     :raises RegistryError: within about ten seconds, if nothing answers.
     """
-    defaults = embedded_environment() | _NETWORK | _QUIET
+    defaults = embedded_environment() | _NETWORK_ENVIRONMENT | _QUIET_ENVIRONMENT
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or defaults["MLFLOW_TRACKING_URI"]
     for name, value in defaults.items():
         # The embedded URI depends on STILLHOUSE_HOME, so it is passed on explicitly and never put into the environment.

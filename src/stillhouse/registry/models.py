@@ -19,7 +19,7 @@ from stillhouse.registry.entries import Lineage, NewVariant, RefusedVariant
 from stillhouse.registry.experiment import Experiment
 from stillhouse.registry.metrics import scorecard_metrics, scorecard_tags
 from stillhouse.registry.runs import Content, Runs, artifact_cache, stringify
-from stillhouse.shown import markdown
+from stillhouse.shown import escape_markdown
 from stillhouse.signing import Signer, load_signer, model_statement, read_signed_model
 from stillhouse.verifying import Model, digests
 
@@ -146,7 +146,7 @@ class Models:
         def write(target: Path, model: Any) -> None:
             packaging.save_student(module, example, target, model, folder)
 
-        tags = {} if folder is None else {packaging.NATIVE: True}
+        tags = {} if folder is None else {packaging.NATIVE_FOLDER: True}
         run = ModelRun("student", "student", write, params, tags, {}, metrics or {}, history, files or {})
         return self._log_single(run_id, lineage, run, scorecard)
 
@@ -183,7 +183,7 @@ class Models:
             "role": "refused",
             "variant": name,
             "refused": reason[:5000],
-            "mlflow.note.content": markdown(reason),
+            "mlflow.note.content": escape_markdown(reason),
         }
         nested = self._runs.create_nested(run_id, name, tags)
         self._runs.log(nested, params=params)
@@ -272,10 +272,10 @@ class Models:
         if address is None:
             return None
         signed = self._signed_logged(model_id(address))
-        if not signed.below(packaging.NATIVE):
+        if not signed.below(packaging.NATIVE_FOLDER):
             return None
-        target = home() / "models" / f"{signed.model_id}-{packaging.NATIVE}"
-        self._download_signed(signed, packaging.NATIVE, target, f"the student of {variant}")
+        target = home() / "models" / f"{signed.model_id}-{packaging.NATIVE_FOLDER}"
+        self._download_signed(signed, packaging.NATIVE_FOLDER, target, f"the student of {variant}")
         return target
 
     def logged_uri(self, ref: ModelRef) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
-    "NATIVE",
+    "NATIVE_FOLDER",
     "PAYLOAD_FOLDERS",
     "VariantWriter",
     "payload",
@@ -33,7 +33,7 @@ __all__ = [
 # Folder with the payload among the files of a logged model; of a teacher and a variant it is its only subfolder.
 PAYLOAD_FOLDERS = {"teacher": "data", "student": "data", "variant": "artifacts"}
 # Folder next to a student's graph with its weights, columns and replay memory, which an update needs.
-NATIVE = "native"
+NATIVE_FOLDER = "native"
 
 
 def payload(target: Path, role: str) -> str:
@@ -132,7 +132,7 @@ def save_student(
     """Save a torch module as an exported graph (``.pt2``), which loads without its class and without pickle.
 
     :param example: float32 ``[n, D]``, n ≥ 1.
-    :param folder: files that an update needs, copied unchanged to :data:`NATIVE`.
+    :param folder: files that an update needs, copied unchanged to :data:`NATIVE_FOLDER`.
     """
     import mlflow.pytorch
     import numpy as np
@@ -158,7 +158,7 @@ def save_student(
         serialization_format="pt2",
     )
     if folder is not None:
-        shutil.copytree(folder, target / NATIVE)
+        shutil.copytree(folder, target / NATIVE_FOLDER)
 
 
 def save_onnx(folder: Path, example: Mapping[str, np.ndarray[Any, Any]], target: Path, model: Any) -> None:

@@ -21,13 +21,13 @@ from stillhouse.registry.downloads import read_artifact
 from stillhouse.registry.entries import OpenedRefresh
 from stillhouse.registry.experiment import Experiment
 from stillhouse.registry.names import VERDICT
-from stillhouse.shown import markdown
+from stillhouse.shown import escape_markdown
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["PARENT", "Content", "Points", "Runs", "artifact_cache", "stringify", "timestamp_now"]
+__all__ = ["PARENT_RUN_TAG", "Content", "Points", "Runs", "artifact_cache", "stringify", "timestamp_now"]
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -37,7 +37,7 @@ Content: TypeAlias = Union[bytes, Record, "Figure"]
 Points: TypeAlias = Sequence[tuple[datetime, int, Mapping[str, float]]]
 """Metrics at times of the agent's life: time, step, and values by name."""
 
-PARENT = "mlflow.parentRunId"
+PARENT_RUN_TAG = "mlflow.parentRunId"
 _MAX_ENTRIES_PER_CALL, _MAX_PARAMS_PER_CALL, _MAX_TAGS_PER_CALL = 1000, 100, 100  # MLflow's limits; metrics are entries
 _DIGEST_ROWS = 1000  # together with the table versions, a digest of these rows only has to tell frames apart
 
@@ -116,7 +116,7 @@ class Runs:
         tags = {
             "verdict": verdict.verdict_id,
             "result": verdict.result,
-            "mlflow.note.content": markdown(verdict.summary),
+            "mlflow.note.content": escape_markdown(verdict.summary),
         }
         self._log_batch(run_id, tags=tags)
 
@@ -153,7 +153,7 @@ class Runs:
 
     def create_nested(self, parent_id: str, name: str, tags: Mapping[str, object]) -> str:
         """Create a running run below ``parent_id``; returns its id."""
-        return self._create_run(name, {PARENT: parent_id, **tags})
+        return self._create_run(name, {PARENT_RUN_TAG: parent_id, **tags})
 
     def create_parent(self, name: str, tags: Mapping[str, object], params: Mapping[str, object]) -> str:
         """Create a running run that is not a refresh; returns its id."""
@@ -295,7 +295,7 @@ class Runs:
             self._kill(run.info.run_id, f"found running when refresh {refresh_id} began")
 
     def _kill_nested(self, run_id: str) -> None:
-        for nested in self._search(f"tags.`{PARENT}` = '{run_id}' and attributes.status = 'RUNNING'"):
+        for nested in self._search(f"tags.`{PARENT_RUN_TAG}` = '{run_id}' and attributes.status = 'RUNNING'"):
             self._kill(nested.info.run_id, "its refresh run was killed")
 
     def _kill(self, run_id: str, reason: str) -> None:

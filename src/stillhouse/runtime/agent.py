@@ -43,7 +43,7 @@ from stillhouse.runtime.day_budget import DayBudget
 from stillhouse.runtime.ids import DecisionIds, IdSubject
 from stillhouse.runtime.rows import MAX_AHEAD_MICROS, Batch, ObservationSchema, to_micros
 from stillhouse.runtime.status import Component, Problem, ProblemLog, Status, merge_problems
-from stillhouse.shown import shown
+from stillhouse.shown import escape_line
 from stillhouse.values import ValueRefused, text_of
 
 if TYPE_CHECKING:
@@ -404,7 +404,7 @@ class Agent:
         if action is None or action not in self.config.actions:
             raise SchemaError(
                 f"outcome {index}: agent {self.config.agent!r} has no action {str(action)[:100]!r}; it has: "
-                f"{', '.join(map(shown, self.config.actions))}"
+                f"{', '.join(map(escape_line, self.config.actions))}"
             )
         return action
 

@@ -33,7 +33,7 @@ from stillhouse.runtime.status import ProblemLog
 if TYPE_CHECKING:
     from stillhouse.teachers.ensemble import Ensemble, Member
 
-__all__ = ["AnswerCache", "Cascade", "CascadeResult"]
+__all__ = ["Cascade", "CascadeResult", "LatestAnswers"]
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +45,12 @@ _MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 1.0, 60.0  # after a failure
 _MAX_CONCURRENT = 32  # questions
 
 
-class AnswerCache:
+class LatestAnswers:
     """The latest ``max_answers`` answers of teachers, by teacher version and content key. Thread-safe.
 
     The answer None means that the teacher had no usable answer to this content.
 
-    >>> cache = AnswerCache(1000)
+    >>> cache = LatestAnswers(1000)
     >>> cache.put("rule-v1", [("a", np.array([0.2, 0.8]))])
     >>> probs, is_cached = cache.get("rule-v1", ["a", "b"], 2)
     >>> probs.tolist(), is_cached.tolist()
@@ -169,7 +169,7 @@ class Cascade:
         self._counts: Counter[str] = Counter()
         self._timeout = config.runtime.cascade.timeout.total_seconds()
         self._schema, self._champions, self._spool, self._problems = schema, champions, spool, problems
-        self._cache = AnswerCache(max(1000, _MAX_CACHED_PROBS // len(config.actions)))
+        self._cache = LatestAnswers(max(1000, _MAX_CACHED_PROBS // len(config.actions)))
         self._loaded: _LoadedTeacher | None = None
         self._load_lock, self._counts_lock = threading.Lock(), threading.Lock()
         self._slots = threading.BoundedSemaphore(_MAX_CONCURRENT)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from stillhouse.config import Cascade
+from stillhouse.config import CascadeSettings
 from stillhouse.errors import RuntimeStateError
 from stillhouse.records import Spending
 
@@ -36,7 +36,7 @@ class DayBudget:
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
-    ...     budget = DayBudget(Path(folder, "cascade.sqlite"), Cascade(below=0.5, calls_per_day=3))
+    ...     budget = DayBudget(Path(folder, "cascade.sqlite"), CascadeSettings(below=0.5, calls_per_day=3))
     ...     reservation = budget.reserve([0.0] * 5, (1, 1))
     ...     budget.settle(reservation, Spending(calls=2, rows=2))
     ...     reservation.rows, budget.spent()
@@ -48,7 +48,7 @@ class DayBudget:
     """
 
     def __init__(
-        self, path: Path, limits: Cascade, today: Callable[[], str] = lambda: f"{datetime.now(UTC):%Y-%m-%d}"
+        self, path: Path, limits: CascadeSettings, today: Callable[[], str] = lambda: f"{datetime.now(UTC):%Y-%m-%d}"
     ) -> None:
         self.limits = limits
         self._path = path

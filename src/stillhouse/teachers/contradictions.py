@@ -22,7 +22,7 @@ MIN_TOTAL_VARIATION = 0.5
 """Above this total variation two teachers contradict each other even if both would choose the same action."""
 
 _MIN_DECIDED_ROWS = 10  # rows in which exactly one of the two was right; with fewer none is called better
-_Z = 1.959963984540054  # two-sided 95 %
+_NORMAL_QUANTILE_975 = 1.959963984540054  # two-sided 95 %
 
 
 def find_contradictions(
@@ -88,9 +88,13 @@ def _share_interval(contradicts: Array, clusters: Array) -> tuple[float, float]:
     n, share = len(contradicts), float(contradicts.mean())
     variance = clustered_error(contradicts - share, clusters, small_sample=False) ** 2 / n**2
     effective = min(float(n), share * (1 - share) / variance) if variance > 0 else float(len(np.unique(clusters)))
-    scale = 1 + _Z**2 / effective
-    middle = (share + _Z**2 / (2 * effective)) / scale
-    half = _Z / scale * sqrt(share * (1 - share) / effective + _Z**2 / (4 * effective**2))
+    scale = 1 + _NORMAL_QUANTILE_975**2 / effective
+    middle = (share + _NORMAL_QUANTILE_975**2 / (2 * effective)) / scale
+    half = (
+        _NORMAL_QUANTILE_975
+        / scale
+        * sqrt(share * (1 - share) / effective + _NORMAL_QUANTILE_975**2 / (4 * effective**2))
+    )
     return max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))
 
 
@@ -103,4 +107,4 @@ def _find_better(pair: tuple[str, str], lead: Array, clusters: Array) -> str | N
         return None
     error = clustered_error(lead, clusters, small_sample=False)
     total = float(lead.sum())
-    return None if abs(total) <= _Z * error else pair[0 if total > 0 else 1]
+    return None if abs(total) <= _NORMAL_QUANTILE_975 * error else pair[0 if total > 0 else 1]

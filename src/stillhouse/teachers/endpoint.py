@@ -23,7 +23,7 @@ from stillhouse.errors import PartError
 from stillhouse.records import Spending
 from stillhouse.teachers.answers import BUDGET_REACHED, Allowance, Answers, Array
 from stillhouse.teachers.kinds import Member, MemberContext, answer_version, describe, open_member, require_version
-from stillhouse.teachers.prompts import FENCE, answer_instruction, answer_schema, fill_prompt
+from stillhouse.teachers.prompts import UNTRUSTED_TEXT_NOTICE, answer_instruction, answer_schema, fill_prompt
 from stillhouse.teachers.replies import (
     ErrorReplyError,
     describe_error,
@@ -413,7 +413,7 @@ class Endpoint:
 
     def _request_body(self, question: str, options: frozenset[_Option], answers: int) -> dict[str, Any]:
         form = answer_instruction(self.actions, "structured" in options)
-        system = f"{self.teacher.system}\n\n{f'{FENCE} ' if self._has_text else ''}{form}".strip()
+        system = f"{self.teacher.system}\n\n{f'{UNTRUSTED_TEXT_NOTICE} ' if self._has_text else ''}{form}".strip()
         messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
         if "system" not in options:
             messages = [{"role": "user", "content": f"{system}\n\n{question}"}]

@@ -53,7 +53,7 @@ class Ensemble:
         no member is fitted.
     :param version: content hash, under which the mean answers are stored.
     :param local: whether all members run in this process.
-    :param weights: learned from outcomes; None: each member counts for its ``share``.
+    :param mixture: learned from outcomes; None: each member counts for its ``share``.
     :param unweighted_version: the version without the weights; the members' own answers are stored under it.
     """
 
@@ -64,7 +64,7 @@ class Ensemble:
         fit_window: Window | None,
         version: str,
         local: bool = True,
-        weights: TeacherWeights | None = None,
+        mixture: TeacherWeights | None = None,
         unweighted_version: str | None = None,
     ) -> None:
         self.config = config
@@ -72,7 +72,7 @@ class Ensemble:
         self.fit_window = fit_window
         self.version = version
         self.local = local
-        self.weights = weights
+        self.mixture = mixture
         self.unweighted_version = unweighted_version or version
 
     def member_version(self, member: Member) -> str:
@@ -83,14 +83,14 @@ class Ensemble:
 
     def member_shares(self, rows: pd.DataFrame) -> Array:
         """Share of each member in the mean of each row, float64 ``[n, M]``; rows sum to 1."""
-        if self.weights is None:
+        if self.mixture is None:
             return np.tile([member.share for member in self.members], (len(rows), 1))
-        return mixture_weights.row_shares(self.weights, rows) @ self.shares_within(self.weights.teachers)
+        return mixture_weights.row_shares(self.mixture, rows) @ self.shares_within(self.mixture.teachers)
 
-    def with_weights(self, weights: TeacherWeights, version: str) -> Ensemble:
+    def with_weights(self, mixture: TeacherWeights, version: str) -> Ensemble:
         """The same members under other weights, as another version of the teacher."""
         reweighted = copy(self)
-        reweighted.weights, reweighted.version = weights, version
+        reweighted.mixture, reweighted.version = mixture, version
         return reweighted
 
     def shares_within(self, names: Sequence[str]) -> Array:
@@ -236,7 +236,7 @@ def read_weights(folder: Path) -> TeacherWeights | None:
     return TeacherWeights.model_validate_json(file.read_bytes()) if file.exists() else None
 
 
-def reweigh(teacher: TeacherRef, weights: TeacherWeights, folder: Path) -> TeacherRef:
+def reweigh(teacher: TeacherRef, mixture: TeacherWeights, folder: Path) -> TeacherRef:
     """Write the same members with other weights to ``folder``, as another version of the teacher.
 
     If the process is killed, the folder holds either the previous weights or the new ones.
@@ -244,7 +244,7 @@ def reweigh(teacher: TeacherRef, weights: TeacherWeights, folder: Path) -> Teach
     if Path(teacher.folder) != folder:
         with atomic_folder(folder) as partial:
             shutil.copytree(teacher.folder, partial, dirs_exist_ok=True)
-    write_atomic(folder / "weights.json", weights.model_dump_json())
+    write_atomic(folder / "weights.json", mixture.model_dump_json())
     return read_reference(folder)
 
 
@@ -265,14 +265,14 @@ def load(folder: Path, config: AgentConfig, models: ModelStore | None = None) ->
             )
         member = _open(MemberContext(config, by_name[entry["name"]], folder, models), entry)
         members.append(replace(member, share=entry["weight"] / total))
-    weights, version = read_weights(folder), description["version"]
+    mixture, version = read_weights(folder), description["version"]
     return Ensemble(
         config,
         members,
         _fit_window(description),
-        _weighted_version(version, weights),
+        _weighted_version(version, mixture),
         local=not any(by_name[entry["name"]].teacher.is_remote for entry in description["parts"]),
-        weights=weights,
+        mixture=mixture,
         unweighted_version=version,
     )
 
@@ -324,12 +324,12 @@ def _version(folder: Path, teachers: Sequence[Leaf], entries: list[dict[str, Any
     return content_hash(folder, json.dumps(identities))
 
 
-def _weighted_version(version: str, weights: TeacherWeights | None) -> str:
+def _weighted_version(version: str, mixture: TeacherWeights | None) -> str:
     """The version of a mean: other weights give other answers."""
-    if weights is None:
+    if mixture is None:
         return version
     decisive = {"teachers", "start", "columns", "column_shares", "everywhere", "slices"}
-    return short_id(version, weights.model_dump_json(include=decisive))
+    return short_id(version, mixture.model_dump_json(include=decisive))
 
 
 def _where(config: AgentConfig, name: str) -> str:

@@ -44,7 +44,7 @@ def _version(section: HuggingfaceTeacher, context: MemberContext) -> str:
     """:raises PartError: if the folder cannot be read."""
     folder = _require_folder(section, context.where)
     try:
-        return answer_version(context, weights=tree_digest(folder))
+        return answer_version(context, weights_digest=tree_digest(folder))
     except OSError as error:
         raise PartError(f"{context.where}.folder: {folder} cannot be read ({error.strerror})") from error
 

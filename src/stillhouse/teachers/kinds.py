@@ -113,15 +113,15 @@ def open_member(section: object, context: MemberContext, entry: dict[str, Any]) 
     raise _unknown_kind(section)
 
 
-def answer_version(context: MemberContext, own: str = "", weights: str = "") -> str:
+def answer_version(context: MemberContext, own: str = "", weights_digest: str = "") -> str:
     """Hash of everything that decides the answers of a teacher that is not fitted.
 
     :param own: the fingerprint of a ``python`` teacher; the pinned address of an MLflow model.
-    :param weights: hash of the weights file that the section names.
+    :param weights_digest: hash of the weights file that the section names.
     """
     section = context.leaf.teacher
     decisive = section.model_dump_json(exclude=set(section.non_identity_fields))
-    return short_id(decisive, context.config.actions, own, weights)
+    return short_id(decisive, context.config.actions, own, weights_digest)
 
 
 def require_version(context: MemberContext, entry: dict[str, Any], version: str) -> None:

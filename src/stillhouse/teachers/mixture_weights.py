@@ -75,13 +75,13 @@ _MAX_CURVE_POINTS = 200
 class WeightTrajectory:
     """The weights while T outcomes were processed.
 
-    :param weights: after the last outcome.
+    :param mixture: after the last outcome.
     :param losses: float64 ``[T]``, −ln probability of each outcome under the weights just before it (nats).
     :param indices: the outcomes after which ``shares`` are given, int ``[P]``.
     :param shares: share of each teacher over all rows, float64 ``[P, M]``.
     """
 
-    weights: TeacherWeights
+    mixture: TeacherWeights
     losses: Array
     indices: Indices
     shares: Array
@@ -97,8 +97,8 @@ def start_weights(
     """Weights before the first outcome.
 
     >>> from datetime import UTC
-    >>> weights = start_weights(["rules", "model"], [0.25, 0.75], [], datetime(2024, 1, 1, tzinfo=UTC))
-    >>> slice_shares(weights).round(3)
+    >>> mixture = start_weights(["rules", "model"], [0.25, 0.75], [], datetime(2024, 1, 1, tzinfo=UTC))
+    >>> slice_shares(mixture).round(3)
     array([0.25, 0.75])
 
     :param start: shares ``[M]`` that sum to 1, from the agent file or from :func:`estimate_by_agreement`.
@@ -121,16 +121,16 @@ def start_weights(
 
 
 def learn(
-    weights: TeacherWeights, probs: Array, labels: Any, rows: pd.DataFrame, as_of: datetime, time_blocks: Any = None
+    mixture: TeacherWeights, probs: Array, labels: Any, rows: pd.DataFrame, as_of: datetime, time_blocks: Any = None
 ) -> WeightTrajectory:
     """Update the weights with T outcomes, in the order in which they arrived.
 
     >>> from datetime import UTC
-    >>> weights = start_weights(["good", "bad"], [0.5, 0.5], [], datetime(2024, 1, 1, tzinfo=UTC))
+    >>> mixture = start_weights(["good", "bad"], [0.5, 0.5], [], datetime(2024, 1, 1, tzinfo=UTC))
     >>> probs = np.tile([[[0.1, 0.9], [0.9, 0.1]]], (30, 1, 1))
     >>> rows = pd.DataFrame(index=range(30))
-    >>> trajectory = learn(weights, probs, [1] * 30, rows, datetime(2024, 1, 2, tzinfo=UTC))
-    >>> slice_shares(trajectory.weights).round(2)
+    >>> trajectory = learn(mixture, probs, [1] * 30, rows, datetime(2024, 1, 2, tzinfo=UTC))
+    >>> slice_shares(trajectory.mixture).round(2)
     array([0.96, 0.04])
 
     :param probs: of each teacher for each row, float64 ``[T, M, K]``.
@@ -138,10 +138,10 @@ def learn(
     :param rows: the values of the slice columns, T rows.
     :param time_blocks: ``[T]``; neighbouring rows of one time block count as one observation. None: each row does.
     """
-    grid, prior = mixture_grid(weights.start)
+    grid, prior = mixture_grid(mixture.start)
     outcome_probs = _outcome_probs(probs, np.asarray(labels, dtype=np.int64))
-    names, contexts = _assign_contexts(weights, rows)
-    state = _State.of(weights, names, prior)
+    names, contexts = _assign_contexts(mixture, rows)
+    state = _State.of(mixture, names, prior)
     blocks = _block_bounds(np.arange(len(outcome_probs)) if time_blocks is None else np.asarray(time_blocks))
     stops = set(np.unique(np.linspace(0, len(blocks) - 1, min(_MAX_CURVE_POINTS, len(blocks))).astype(int)).tolist())
     log_probs, losses = np.log(outcome_probs @ grid.T), np.empty(len(outcome_probs))
@@ -151,18 +151,18 @@ def learn(
         if number in stops:
             indices.append(last - 1)
             shares.append(state.posteriors[0] @ grid)
-    all_losses = np.column_stack([losses, -np.log(outcome_probs @ np.asarray(weights.start)), -np.log(outcome_probs)])
+    all_losses = np.column_stack([losses, -np.log(outcome_probs @ np.asarray(mixture.start)), -np.log(outcome_probs)])
     sums = sum((all_losses[first:last].mean(axis=0) for first, last in blocks), np.zeros(all_losses.shape[1])).tolist()
-    learned = weights.model_copy(
+    learned = mixture.model_copy(
         update={
-            "by": "outcomes" if len(outcome_probs) and weights.by == "file" else weights.by,
+            "by": "outcomes" if len(outcome_probs) and mixture.by == "file" else mixture.by,
             "as_of": as_of,
             "column_shares": tuple(state.column_shares.tolist()),
             "everywhere": state.slice_weights(0),
             "slices": {name: state.slice_weights(context) for context, name in enumerate(names) if context},
             "losses": {
-                name: weights.losses[name] + loss
-                for name, loss in zip(["", "start", *weights.teachers], sums, strict=True)
+                name: mixture.losses[name] + loss
+                for name, loss in zip(["", "start", *mixture.teachers], sums, strict=True)
             },
         }
     )
@@ -170,37 +170,37 @@ def learn(
         learned,
         losses,
         np.array(indices, dtype=np.int64),
-        np.array(shares).reshape(len(shares), len(weights.teachers)),
+        np.array(shares).reshape(len(shares), len(mixture.teachers)),
     )
 
 
-def row_shares(weights: TeacherWeights, rows: pd.DataFrame) -> Array:
+def row_shares(mixture: TeacherWeights, rows: pd.DataFrame) -> Array:
     """Share of each teacher in the mean of each row, float64 ``[n, M]``; rows sum to 1.
 
     :param rows: with the slice columns.
     """
-    grid, _ = mixture_grid(weights.start)
-    everywhere = np.asarray(weights.everywhere.posterior) @ grid
-    shares = np.tile(weights.column_shares[0] * everywhere, (len(rows), 1))
-    for column_share, column in zip(weights.column_shares[1:], weights.columns, strict=True):
+    grid, _ = mixture_grid(mixture.start)
+    everywhere = np.asarray(mixture.everywhere.posterior) @ grid
+    shares = np.tile(mixture.column_shares[0] * everywhere, (len(rows), 1))
+    for column_share, column in zip(mixture.column_shares[1:], mixture.columns, strict=True):
         codes, values = pd.factorize(rows[column], use_na_sentinel=False)
-        table = np.array([_slice_mixture(weights, _slice_name(column, value), everywhere) for value in values])
+        table = np.array([_slice_mixture(mixture, _slice_name(column, value), everywhere) for value in values])
         shares += column_share * table.reshape(-1, len(everywhere))[codes]
     normalised: Array = shares / shares.sum(axis=1, keepdims=True)
     return normalised
 
 
-def slice_shares(weights: TeacherWeights, name: str = "") -> Array:
+def slice_shares(mixture: TeacherWeights, name: str = "") -> Array:
     """Share of each teacher ``[M]`` over all rows, or in one slice.
 
     :param name: ``'column=value'``; '': over all rows. Other slice columns are taken as unknown.
     """
-    grid, _ = mixture_grid(weights.start)
-    everywhere: Array = np.asarray(weights.everywhere.posterior) @ grid
+    grid, _ = mixture_grid(mixture.start)
+    everywhere: Array = np.asarray(mixture.everywhere.posterior) @ grid
     if not name:
         return everywhere
-    column_share = _column_share(weights, name)
-    shares: Array = (1 - column_share) * everywhere + column_share * _slice_mixture(weights, name, everywhere)
+    column_share = _column_share(mixture, name)
+    shares: Array = (1 - column_share) * everywhere + column_share * _slice_mixture(mixture, name, everywhere)
     return shares
 
 
@@ -236,7 +236,7 @@ def estimate_by_agreement(probs: Array, start: Sequence[float]) -> Array:
 
 
 def find_changes(
-    weights: TeacherWeights, before: Mapping[tuple[str, str], float], *, version: str, job: str
+    mixture: TeacherWeights, before: Mapping[tuple[str, str], float], *, version: str, job: str
 ) -> tuple[WeightChange, ...]:
     """The shares that changed by :data:`MIN_RECORDED_CHANGE` or more since they were last recorded.
 
@@ -245,7 +245,7 @@ def find_changes(
     :param version: of the teachers, without their weights.
     :returns: changes over all rows first, then by slice.
     """
-    return tuple(_iterate_changes(weights, before, version, job))
+    return tuple(_iterate_changes(mixture, before, version, job))
 
 
 @lru_cache(maxsize=64)
@@ -274,15 +274,15 @@ def mixture_grid(start: tuple[float, ...]) -> tuple[Array, Array]:
 
 
 def _iterate_changes(
-    weights: TeacherWeights, before: Mapping[tuple[str, str], float], version: str, job: str
+    mixture: TeacherWeights, before: Mapping[tuple[str, str], float], version: str, job: str
 ) -> Iterator[WeightChange]:
-    start = dict(zip(weights.teachers, weights.start, strict=True))
-    for name in ("", *sorted(weights.slices)):
-        shares = slice_shares(weights, name)
-        for teacher, after in zip(weights.teachers, shares.tolist(), strict=True):
+    start = dict(zip(mixture.teachers, mixture.start, strict=True))
+    for name in ("", *sorted(mixture.slices)):
+        shares = slice_shares(mixture, name)
+        for teacher, after in zip(mixture.teachers, shares.tolist(), strict=True):
             last_recorded = before.get((name, teacher), before.get(("", teacher), start[teacher]))
             is_recorded = (name, teacher) in before or not name
-            everywhere = float(slice_shares(weights)[weights.teachers.index(teacher)])
+            everywhere = float(slice_shares(mixture)[mixture.teachers.index(teacher)])
             if not is_recorded and abs(after - everywhere) < MIN_RECORDED_CHANGE:
                 continue  # the slice has no weights of its own yet
             if abs(after - last_recorded) >= MIN_RECORDED_CHANGE:
@@ -291,32 +291,32 @@ def _iterate_changes(
                     slice=name,
                     before=last_recorded,
                     after=after,
-                    by=weights.by,
-                    as_of=weights.as_of,
+                    by=mixture.by,
+                    as_of=mixture.as_of,
                     version=version,
                     job=job,
-                    reason=_describe_change(weights, teacher, name),
+                    reason=_describe_change(mixture, teacher, name),
                 )
 
 
-def _describe_change(weights: TeacherWeights, teacher: str, name: str) -> str:
-    outcomes, blocks = weights.everywhere.outcomes, weights.everywhere.time_blocks
+def _describe_change(mixture: TeacherWeights, teacher: str, name: str) -> str:
+    outcomes, blocks = mixture.everywhere.outcomes, mixture.everywhere.time_blocks
     if not outcomes:
         return (
             "no outcome yet: by the teachers' agreement, which is weaker"
-            if weights.by == "agreement"
+            if mixture.by == "agreement"
             else "no outcome yet: as the agent file says"
         )
-    mean_losses = {key: loss / blocks for key, loss in weights.losses.items()}
+    mean_losses = {key: loss / blocks for key, loss in mixture.losses.items()}
     text = (
         f"over {outcomes:,} outcomes in {blocks:,} time blocks it lost {mean_losses[teacher]:.3f} nats; the mean of "
         f"all lost {mean_losses['']:.3f} with the weights of each moment and {mean_losses['start']:.3f} with the start "
         "weights"
     )
-    if name and name in weights.slices:
-        text += f"; {weights.slices[name].outcomes:,} of them in this slice, whose own weights count for "
-        text += f"{_column_share(weights, name) * weights.slices[name].own:.0%}"
-    return text + ("; the start weights are by agreement, which is weaker" if weights.by == "agreement" else "")
+    if name and name in mixture.slices:
+        text += f"; {mixture.slices[name].outcomes:,} of them in this slice, whose own weights count for "
+        text += f"{_column_share(mixture, name) * mixture.slices[name].own:.0%}"
+    return text + ("; the start weights are by agreement, which is weaker" if mixture.by == "agreement" else "")
 
 
 @dataclass
@@ -332,16 +332,16 @@ class _State:
     column_prior: Array  # [1 + C]
 
     @classmethod
-    def of(cls, weights: TeacherWeights, names: Sequence[str], prior: Array) -> _State:
-        stored = [weights.everywhere, *(weights.slices.get(name) for name in names[1:])]
+    def of(cls, mixture: TeacherWeights, names: Sequence[str], prior: Array) -> _State:
+        stored = [mixture.everywhere, *(mixture.slices.get(name) for name in names[1:])]
         return cls(
             prior,
             np.array([context.posterior if context else prior for context in stored]),
             np.array([context.own if context else 0.5 for context in stored]),
             np.array([context.outcomes if context else 0 for context in stored], dtype=np.int64),
             np.array([context.time_blocks if context else 0 for context in stored], dtype=np.int64),
-            np.array(weights.column_shares),
-            _column_prior(len(weights.columns)),
+            np.array(mixture.column_shares),
+            _column_prior(len(mixture.columns)),
         )
 
     def update(self, contexts: Indices, log_probs: Array) -> Array:
@@ -422,19 +422,19 @@ def _block_bounds(time_blocks: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
     return list(pairwise([0, *edges.tolist(), len(time_blocks)]))
 
 
-def _slice_mixture(weights: TeacherWeights, name: str, everywhere: Array) -> Array:
+def _slice_mixture(mixture: TeacherWeights, name: str, everywhere: Array) -> Array:
     """Shares by one slice's column ``[M]``: its own mixture and the one over all rows, which a new slice has alone."""
-    stored = weights.slices.get(name)
+    stored = mixture.slices.get(name)
     if stored is None:
         return everywhere
-    grid, _ = mixture_grid(weights.start)
+    grid, _ = mixture_grid(mixture.start)
     shares: Array = everywhere + stored.own * (np.asarray(stored.posterior) @ grid - everywhere)
     return shares
 
 
-def _column_share(weights: TeacherWeights, name: str) -> float:
+def _column_share(mixture: TeacherWeights, name: str) -> float:
     """How much the column of a slice counts, in 0…1."""
-    for share, column in zip(weights.column_shares[1:], weights.columns, strict=True):
+    for share, column in zip(mixture.column_shares[1:], mixture.columns, strict=True):
         if name.startswith(f"{column}=") or name == f"{column} missing":
             return share
     return 0.0
@@ -448,12 +448,12 @@ def _outcome_probs(probs: Array, labels: Indices) -> Array:
     return smoothed
 
 
-def _assign_contexts(weights: TeacherWeights, rows: pd.DataFrame) -> tuple[list[str], Indices]:
+def _assign_contexts(mixture: TeacherWeights, rows: pd.DataFrame) -> tuple[list[str], Indices]:
     """Names of all contexts, all rows ('') first, and the contexts of each row as indices ``[T, 1 + C]``."""
-    names = ["", *weights.slices]
+    names = ["", *mixture.slices]
     indices = {name: index for index, name in enumerate(names)}
-    contexts = np.zeros((len(rows), 1 + len(weights.columns)), dtype=np.int64)
-    for number, column in enumerate(weights.columns, start=1):
+    contexts = np.zeros((len(rows), 1 + len(mixture.columns)), dtype=np.int64)
+    for number, column in enumerate(mixture.columns, start=1):
         codes, values = pd.factorize(rows[column], use_na_sentinel=False)
         table = []
         for value in values:

@@ -27,13 +27,13 @@ RowFunction = Callable[[pd.DataFrame], Any]
 
 @describe.register
 def _(section: ModuleTeacher, context: MemberContext) -> dict[str, Any]:
-    return {"version": answer_version(context, weights=weights_digest(section, context.where))}
+    return {"version": answer_version(context, weights_digest=weights_digest(section, context.where))}
 
 
 @open_member.register
 def _(section: ModuleTeacher, context: MemberContext, entry: dict[str, Any]) -> Member:
     leaf, where = context.leaf, context.where
-    require_version(context, entry, answer_version(context, weights=weights_digest(section, where)))
+    require_version(context, entry, answer_version(context, weights_digest=weights_digest(section, where)))
     predict, features = make_predictors(section, where)
     return Member(
         leaf.name,

@@ -35,7 +35,7 @@ class WeightUpdate:
     :param shares: share of each teacher over all rows at that moment, float64 ``[P, M]``; None: no history.
     """
 
-    weights: TeacherWeights
+    mixture: TeacherWeights
     times: tuple[datetime, ...] = ()
     steps: tuple[int, ...] = ()
     shares: Array | None = None
@@ -44,7 +44,7 @@ class WeightUpdate:
         """The history as points of curves: time, number of outcomes, and each teacher's share by ``prefix + name``."""
         if self.shares is None:
             return []
-        names = [f"{prefix}{name}" for name in self.weights.teachers]
+        names = [f"{prefix}{name}" for name in self.mixture.teachers]
         values = [dict(zip(names, row, strict=True)) for row in self.shares.tolist()]
         return list(zip(self.times, self.steps, values, strict=True))
 
@@ -65,15 +65,15 @@ def learn_weights(base: KnowledgeBase, teacher: Ensemble, as_of: datetime, rows:
     if not len(answered_rows):
         return None
     is_few = len(answered_rows) < base.config.weights.min_outcomes
-    if is_few and teacher.weights is not None:
+    if is_few and teacher.mixture is not None:
         return None
     start, columns = _start_shares(teacher, names).tolist(), base.config.promotion.slices
     if is_few and len(names) > 2:
         start = mixture_weights.estimate_by_agreement(probs, start).tolist()
-        weights = mixture_weights.start_weights(names, start, columns, as_of, "agreement")
+        mixture = mixture_weights.start_weights(names, start, columns, as_of, "agreement")
     else:
-        weights = mixture_weights.start_weights(names, start, columns, as_of)
-    return _apply_outcomes(weights, answered_rows, probs, as_of)
+        mixture = mixture_weights.start_weights(names, start, columns, as_of)
+    return _apply_outcomes(mixture, answered_rows, probs, as_of)
 
 
 def update_weights(
@@ -86,14 +86,14 @@ def update_weights(
     :param teacher: with learned weights.
     :param observed: rows observed before its start are left out.
     """
-    weights = teacher.weights
-    assert weights is not None
+    mixture = teacher.mixture
+    assert mixture is not None
     arrived = base.read_newly_labelled(since, as_of, since=observed.start)
-    answered_rows, probs = _rows_answered_by_all(base, teacher, weights.teachers, arrived)
-    if weights.by == "agreement" and len(answered_rows) >= base.config.weights.min_outcomes:
-        start = _start_shares(teacher, weights.teachers).tolist()
-        weights = mixture_weights.start_weights(weights.teachers, start, weights.columns, weights.as_of)
-    return _apply_outcomes(weights, answered_rows, probs, as_of) if len(answered_rows) else WeightUpdate(weights)
+    answered_rows, probs = _rows_answered_by_all(base, teacher, mixture.teachers, arrived)
+    if mixture.by == "agreement" and len(answered_rows) >= base.config.weights.min_outcomes:
+        start = _start_shares(teacher, mixture.teachers).tolist()
+        mixture = mixture_weights.start_weights(mixture.teachers, start, mixture.columns, mixture.as_of)
+    return _apply_outcomes(mixture, answered_rows, probs, as_of) if len(answered_rows) else WeightUpdate(mixture)
 
 
 def label_for_weighting(
@@ -113,17 +113,17 @@ def label_for_weighting(
     labeling.ask_members(teacher, rows, base.config.weights.rows, budget, fit=fit)
 
 
-def current_weights(weights: TeacherWeights | None, recorded: Sequence[WeightChange]) -> dict[tuple[str, str], float]:
+def current_weights(mixture: TeacherWeights | None, recorded: Sequence[WeightChange]) -> dict[tuple[str, str], float]:
     """Share by (slice, teacher) as last recorded; slice '' stands for all rows.
 
-    :param weights: that the teacher was stored with.
+    :param mixture: that the teacher was stored with.
     :param recorded: changes since then, oldest first.
     """
     shares: dict[tuple[str, str], float] = {}
-    if weights is not None:
-        for name in ("", *weights.slices):
-            values = mixture_weights.slice_shares(weights, name).tolist()
-            shares |= {(name, teacher): share for teacher, share in zip(weights.teachers, values, strict=True)}
+    if mixture is not None:
+        for name in ("", *mixture.slices):
+            values = mixture_weights.slice_shares(mixture, name).tolist()
+            shares |= {(name, teacher): share for teacher, share in zip(mixture.teachers, values, strict=True)}
     return shares | {(change.slice, change.teacher): change.after for change in recorded}
 
 
@@ -179,11 +179,11 @@ def _order_by_arrival(rows: pd.DataFrame, length: timedelta) -> pd.DataFrame:
     return with_blocks.sort_values(["arrival_block", "time_block", "observed_at", "observation_id"], ignore_index=True)
 
 
-def _apply_outcomes(weights: TeacherWeights, rows: pd.DataFrame, probs: Array, as_of: datetime) -> WeightUpdate:
+def _apply_outcomes(mixture: TeacherWeights, rows: pd.DataFrame, probs: Array, as_of: datetime) -> WeightUpdate:
     """:param probs: of the teachers for ``rows``, ``[n, U, K]``."""
     trajectory = mixture_weights.learn(
-        weights, probs, rows["outcome"].to_numpy(), rows, as_of, rows["time_block"].to_numpy()
+        mixture, probs, rows["outcome"].to_numpy(), rows, as_of, rows["time_block"].to_numpy()
     )
     times = tuple(rows["known_at"].cummax().iloc[trajectory.indices].dt.to_pydatetime())
-    steps = tuple((trajectory.indices + weights.everywhere.outcomes + 1).tolist())
-    return WeightUpdate(trajectory.weights, times, steps, trajectory.shares)
+    steps = tuple((trajectory.indices + mixture.everywhere.outcomes + 1).tolist())
+    return WeightUpdate(trajectory.mixture, times, steps, trajectory.shares)

@@ -12,7 +12,7 @@ from stillhouse.drift.decide import decide
 from stillhouse.drift.explain import rank_slices
 from stillhouse.drift.measure import make_drift_report
 from stillhouse.errors import WindowError
-from stillhouse.evaluate.scorecard import disagreement, quality
+from stillhouse.evaluate.scorecard import measure_disagreement, quality
 from stillhouse.records import Cost, DataReport, DriftReport, Quality, SliceDrift, Verdict
 from stillhouse.stats import total_variation
 from stillhouse.teachers import labeling
@@ -41,7 +41,7 @@ def measure_drift(watched: WatchedWindow, data: DataReport) -> DriftReport | Non
     teacher_probs = labeling.ask(champion.teacher, audited, budget)
     answered = ~np.isnan(teacher_probs[:, 0])
     audited, teacher_probs = audited[answered], teacher_probs[answered]
-    probs, weights = champion.variant.predict_proba(audited), audited["weight"].to_numpy()
+    probs, sampling_weights = champion.variant.predict_proba(audited), audited["weight"].to_numpy()
     labelled, baseline = watched.labelled, champion.baseline
     return make_drift_report(
         watched.agent,
@@ -51,7 +51,7 @@ def measure_drift(watched: WatchedWindow, data: DataReport) -> DriftReport | Non
         champion.profile,
         watched.profile,
         baseline.screens,
-        disagreement=disagreement(teacher_probs, probs, weights) if len(audited) else None,
+        disagreement=measure_disagreement(teacher_probs, probs, sampling_weights) if len(audited) else None,
         disagreement_reference=baseline.disagreement,
         quality=_measure_quality(champion, labelled) if len(labelled) else None,
         quality_reference=baseline.quality,
@@ -103,8 +103,8 @@ def _read_audited_rows(watched: WatchedWindow, champion: Champion) -> pd.DataFra
         for step in steps
         for observation_id, weight in zip(step.observation_ids, step.sampling_weights, strict=True)
     }
-    weights = pd.Series(weight_by_id, name="weight", dtype=float)
-    return rows.merge(weights, left_on="observation_id", right_index=True, how="inner")
+    sampling_weights = pd.Series(weight_by_id, name="weight", dtype=float)
+    return rows.merge(sampling_weights, left_on="observation_id", right_index=True, how="inner")
 
 
 def _measure_quality(champion: Champion, labelled: pd.DataFrame) -> Quality:

@@ -79,18 +79,18 @@ def follow_weights(watched: WatchedWindow, as_of: datetime) -> TeacherWeights | 
     :returns: the current weights; None without a champion, with fixed weights, or with a single teacher.
     """
     base, champion = watched.base, watched.champion
-    if champion is None or watched.settings.weights.follow == "fixed" or champion.teacher.weights is None:
+    if champion is None or watched.settings.weights.follow == "fixed" or champion.teacher.mixture is None:
         return None
     baseline, version = champion.baseline, champion.teacher.version
     trajectory = weight_updates.update_weights(base, champion.teacher, baseline.as_of, baseline.test, as_of)
     recorded = [
         change for change in base.journal.weight_changes(version) if change.job == "watch" and change.as_of <= as_of
     ]
-    before = weight_updates.current_weights(champion.teacher.weights, recorded)
+    before = weight_updates.current_weights(champion.teacher.mixture, recorded)
     base.journal.append_weight_changes(
-        mixture_weights.find_changes(trajectory.weights, before, version=version, job="watch")
+        mixture_weights.find_changes(trajectory.mixture, before, version=version, job="watch")
     )
-    return trajectory.weights
+    return trajectory.mixture
 
 
 class _EvidenceCounter:

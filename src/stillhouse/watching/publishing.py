@@ -33,7 +33,7 @@ from stillhouse.records import (
     evidence_steps,
 )
 from stillhouse.registry import names
-from stillhouse.shown import markdown as md
+from stillhouse.shown import escape_markdown as md
 from stillhouse.teachers.mixture_weights import slice_shares
 from stillhouse.watching.window import WatchedWindow
 
@@ -45,7 +45,7 @@ QUIET_RESULTS = frozenset({"no_drift", "not_enough_evidence", "cooling_down"})
 
 
 def draw_watch_figures(
-    watched: WatchedWindow, verdict: Verdict, report: DriftReport | None, weights: TeacherWeights | None
+    watched: WatchedWindow, verdict: Verdict, report: DriftReport | None, mixture: TeacherWeights | None
 ) -> dict[str, bytes]:
     """The figures of the watch as PNG, by title; none for a quiet result."""
     if verdict.result in QUIET_RESULTS and verdict.response == "hold":
@@ -57,7 +57,7 @@ def draw_watch_figures(
         figures["Evidence"] = plot_evidence(steps)
     if report is not None and report.slices:
         figures["Where teacher and student part"] = plot_slices(report)
-    if weights and (changes := watched.base.journal.weight_changes()):
+    if mixture and (changes := watched.base.journal.weight_changes()):
         figures["Weights of the teachers"] = plot_teacher_weights(changes)
     return {title: draw_png(figure) for title, figure in figures.items()}
 
@@ -68,7 +68,7 @@ def log_watch(
     data: DataReport,
     report: DriftReport,
     figures: dict[str, bytes],
-    weights: TeacherWeights | None,
+    mixture: TeacherWeights | None,
 ) -> str:
     """Log the watch to the run of this champion's watches: curves are continued, figures and pages replaced.
 
@@ -91,7 +91,7 @@ def log_watch(
             **{f"figures/{title.lower().replace(' ', '_')}.png": image for title, image in figures.items()},
             **pages,
         },
-        points=[*points, (verdict.as_of, watch_step, _drift_metrics(report) | _weight_metrics(weights))],
+        points=[*points, (verdict.as_of, watch_step, _drift_metrics(report) | _weight_metrics(mixture))],
         tags={"result": verdict.result, "data_docs": data.docs, "mlflow.note.content": md(verdict.summary)},
     )
     return run_id
@@ -103,7 +103,7 @@ def format_watch_page(
     data: DataReport,
     checks: str,
     report: DriftReport | None,
-    weights: TeacherWeights | None,
+    mixture: TeacherWeights | None,
     figures: dict[str, bytes],
     run_id: str | None,
 ) -> str:
@@ -115,7 +115,7 @@ def format_watch_page(
     parts += [f"## {title}\n\n{embed_png(image, title)}" for title, image in figures.items()]
     if report is not None:
         parts += ["## Columns", _format_columns(report), format_slices(report.slices)]
-    parts += [format_weights(weights)] if weights else []
+    parts += [format_weights(mixture)] if mixture else []
     parts += [format_links(watched.registry, run_id, docs=data.docs is not None)] if run_id else []
     return "\n\n".join(filter(None, parts))
 
@@ -153,10 +153,10 @@ def _drift_metrics(report: DriftReport) -> dict[str, float]:
     return metrics
 
 
-def _weight_metrics(weights: TeacherWeights | None) -> dict[str, float]:
-    if weights is None:
+def _weight_metrics(mixture: TeacherWeights | None) -> dict[str, float]:
+    if mixture is None:
         return {}
-    return {f"weight/{name}": float(share) for name, share in zip(weights.teachers, slice_shares(weights), strict=True)}
+    return {f"weight/{name}": float(share) for name, share in zip(mixture.teachers, slice_shares(mixture), strict=True)}
 
 
 def _format_cost(cost: Cost | None) -> str:

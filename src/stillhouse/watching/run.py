@@ -36,9 +36,9 @@ def watch(agent: str, as_of: datetime | None = None, *, contract: ContractCheck 
     data = watched.base.quarantine(*contract(watched.raw, window, watched.settings))
     watched = get_window(agent, data.window)
     cost = gather_evidence(watched, now, data)
-    weights = follow_weights(watched, now)
+    mixture = follow_weights(watched, now)
     report = measure_drift(watched, data)
     verdict = decide_response(watched, now, data, report, cost)
     if report is not None:
-        log_watch(watched, verdict, data, report, draw_watch_figures(watched, verdict, report, weights), weights)
+        log_watch(watched, verdict, data, report, draw_watch_figures(watched, verdict, report, mixture), mixture)
     return verdict

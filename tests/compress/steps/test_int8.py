@@ -15,7 +15,7 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from stillhouse.compress.export import export_onnx, run_onnx, slim
-from stillhouse.compress.saturation import saturation
+from stillhouse.compress.saturation import find_saturating_layers
 from stillhouse.compress.steps import int8
 from stillhouse.compress.steps.kinds import quantise
 from stillhouse.compress.steps.onnxruntime_quantizer import quantizable_nodes
@@ -296,7 +296,7 @@ def test_eight_bit_weights_that_saturate_are_refused_by_name_without_vnni(
     eight_bit = config.model_copy(update={"reduce_range": False})
     eight_bit_model = quantise(eight_bit, loud, LOUD)
     assert max(np.abs(quantized.astype(int)).max() for quantized, *_ in weights(eight_bit_model).values()) == 127
-    assert saturation(eight_bit_model, LOUD)
+    assert find_saturating_layers(eight_bit_model, LOUD)
     monkeypatch.setattr(int8, "processor", lambda: WITHOUT_VNNI)
     with pytest.raises(ExportError) as caught:
         quantise(eight_bit, loud, LOUD)
@@ -316,7 +316,7 @@ def test_auto_falls_back_to_seven_bits_where_eight_saturate(
     assert largest(loud, LOUD) == 127
     monkeypatch.setattr(int8, "processor", lambda: WITHOUT_VNNI)
     assert largest(loud, LOUD) == 64
-    assert not saturation(quantise(config, loud, LOUD), LOUD)
+    assert not find_saturating_layers(quantise(config, loud, LOUD), LOUD)
     quiet = {"x": LOUD["x"].copy()}
     quiet["x"][:, ::2] = 0  # in every pair of inputs one is silent
     assert largest(loud, quiet) == 127

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from stillhouse.compress.export import export_onnx, run_onnx, slim
-from stillhouse.compress.saturation import saturation
+from stillhouse.compress.saturation import find_saturating_layers
 from stillhouse.compress.steps.onnxruntime_quantizer import quantizable_nodes
 from stillhouse.compress.steps.weight_only import quantize_weights
 from stillhouse.config import WeightOnly
@@ -83,7 +83,7 @@ def test_smaller_and_close(source: onnx.ModelProto, bits: int) -> None:
     assert slim(quantized).ByteSize() < {8: 0.4, 4: 0.33}[bits] * slim(source).ByteSize()
     rows = feed(500, seed=3)
     assert np.abs(run_onnx(quantized, rows) - run_onnx(source, rows)).mean() < {8: 0.005, 4: 0.05}[bits]
-    assert saturation(quantized, rows) == ()
+    assert find_saturating_layers(quantized, rows) == ()
     for strange in (np.nan, 1e30):
         row = rows["x"][:1].copy()
         row[:, :20] = strange

@@ -40,16 +40,16 @@ def agent(**student: Any) -> AgentConfig:
 
 def rows(count: int, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
     random = np.random.default_rng(seed)
-    outcomes = random.integers(0, 3, count)
+    labels = random.integers(0, 3, count)
     words = [["hello", "morning", "hi"], ["book", "order", "reserve"], ["cancel", "drop", "stop"]]
     frame = pd.DataFrame(
         {
-            "said": [f"{random.choice(words[k])} the taxi" if random.random() < 0.9 else "" for k in outcomes],
+            "said": [f"{random.choice(words[k])} the taxi" if random.random() < 0.9 else "" for k in labels],
             "hour": random.uniform(0, 24, count),
             "place": random.choice(["here", "there"], count),
         }
     )
-    return frame, outcomes
+    return frame, labels
 
 
 def small(encoder: Any, dropout: float = 0.0, **more: Any) -> TextStudent:
@@ -133,7 +133,7 @@ def test_text_student_survives_a_round_trip(encoder: Any, tmp_path: Path) -> Non
 @every_encoder
 def test_text_student_learns_and_same_seed_gives_the_same(encoder: Any) -> None:
     config = agent(encoder=encoder.model_dump())
-    frame, outcomes = rows(400)
+    frame, labels = rows(400)
     columns = columns_of(config, frame)
     parts = input_widths(columns)
     assert parts == (1, 1, 8)
@@ -143,7 +143,7 @@ def test_text_student_learns_and_same_seed_gives_the_same(encoder: Any) -> None:
         student = new_student(config, columns, x)
         distil(
             student,
-            TrainingSet(x, np.eye(3)[outcomes], outcomes, parts.numbers, tokens=parts.tokens),
+            TrainingSet(x, np.eye(3)[labels], labels, parts.numbers, tokens=parts.tokens),
             config.distillation,
         )
         return student_probabilities(student, encode(unseen, columns))

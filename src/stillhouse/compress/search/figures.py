@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from stillhouse.records import CompressionCandidate, Frontier
-from stillhouse.shown import label
+from stillhouse.shown import escape_label
 
 __all__ = ["candidate_metrics", "draw_frontier", "tabulate_frontier"]
 
@@ -117,4 +117,4 @@ def _loss(candidate: CompressionCandidate, reference: CompressionCandidate) -> f
 
 
 def _wrap(text: str, width: int = 110) -> str:
-    return "\n".join(map(label, textwrap.wrap(text, width)))
+    return "\n".join(map(escape_label, textwrap.wrap(text, width)))

@@ -48,7 +48,7 @@ __all__ = ["FLOAT32_GRAPH_FILE", "search"]
 
 FLOAT32_GRAPH_FILE = "form.onnx"  # in a search's folder: what the chosen candidate was quantised from, in float32
 
-_FORMATS: tuple[NumberFormat, ...] = (
+_SEARCHED_FORMATS: tuple[NumberFormat, ...] = (
     DynamicInt8(method="int8_dynamic"),
     DynamicInt8(method="int8_dynamic", table_bits=4),
     StaticInt8(method="int8_static"),
@@ -224,7 +224,7 @@ class _GreedySearch:
 
     def run(self, settings: Search) -> str:
         """Search until a stopping criterion is met; returns the reason."""
-        formats = [number_format for number_format in _FORMATS if number_format.method in settings.steps]
+        formats = [number_format for number_format in _SEARCHED_FORMATS if number_format.method in settings.steps]
         if not self._has_tables():
             formats = [number_format for number_format in formats if getattr(number_format, "table_bits", 8) == 8]
         for chosen in formats:

@@ -14,7 +14,7 @@ from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, 
 
 from stillhouse.compress.export import check_rows
 from stillhouse.compress.processor import processor
-from stillhouse.compress.saturation import saturation
+from stillhouse.compress.saturation import find_saturating_layers
 from stillhouse.compress.statistics import sample_evenly
 from stillhouse.compress.steps.onnxruntime_quantizer import (
     CalibrationBatches,
@@ -143,7 +143,7 @@ def _without_saturation(
     if config.reduce_range is True:
         return quantize(True)
     eight_bit = quantize(False)
-    saturating = () if processor().sums_without_saturation else saturation(eight_bit, feed)
+    saturating = () if processor().sums_without_saturation else find_saturating_layers(eight_bit, feed)
     if not saturating:
         return eight_bit
     if config.reduce_range is False:

@@ -6,7 +6,7 @@ already, from any source, are recognised by their ids. Unusable rows go to quara
 imported.
 """
 
-from stillhouse.knowledge.importing.run import Preview, Summary, import_files, preview
-from stillhouse.knowledge.importing.source import Problem
+from stillhouse.knowledge.importing.run import ImportSummary, Preview, import_files, preview
+from stillhouse.knowledge.importing.source import RowProblem
 
-__all__ = ["Preview", "Problem", "Summary", "import_files", "preview"]
+__all__ = ["ImportSummary", "Preview", "RowProblem", "import_files", "preview"]

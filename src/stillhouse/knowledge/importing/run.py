@@ -17,12 +17,12 @@ from stillhouse.config import AgentConfig, Importing, home
 from stillhouse.errors import RuntimeStateError, SchemaError
 from stillhouse.knowledge.base import KnowledgeBase
 from stillhouse.knowledge.importing.keys import KEY_COLUMNS, KeySet, row_keys
-from stillhouse.knowledge.importing.source import ImportSource, Problem
+from stillhouse.knowledge.importing.source import ImportSource, RowProblem
 from stillhouse.knowledge.log_files import CHUNK_BYTES
 from stillhouse.knowledge.schemas import Table
 from stillhouse.records import short_id
 
-__all__ = ["Preview", "Summary", "import_files", "preview"]
+__all__ = ["ImportSummary", "Preview", "import_files", "preview"]
 
 _CHUNK_ROWS = 50_000
 _MAX_PROBLEMS = 20  # in a summary
@@ -31,7 +31,7 @@ OnBytes = Callable[[str, int], None]
 
 
 @dataclass
-class Summary:
+class ImportSummary:
     """Result of an import."""
 
     rows: int = 0
@@ -44,7 +44,7 @@ class Summary:
     quarantined: int = 0
     decisions: int = 0
     outcomes: int = 0
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[RowProblem] = field(default_factory=list)
     """The first ones."""
     notes: list[str] = field(default_factory=list)
 
@@ -56,7 +56,7 @@ class Preview(NamedTuple):
     rows: pd.DataFrame
     """``observation_id, observed_at``, the features; ``decision`` and ``outcome`` if the agent file maps them."""
     lines_read: int
-    problems: list[Problem]
+    problems: list[RowProblem]
     tables: dict[Table, pd.DataFrame]
     """The same as rows of the tables."""
 
@@ -100,7 +100,9 @@ def preview(config: AgentConfig, files: Sequence[Path], rows: int = 1000) -> Ite
         yield Preview(source.file.path, shown, len(chunk.lines) + len(chunk.bad), converted.problems, tables)
 
 
-def import_files(base: KnowledgeBase, files: Sequence[Path], on_bytes: OnBytes = lambda _step, _count: None) -> Summary:
+def import_files(
+    base: KnowledgeBase, files: Sequence[Path], on_bytes: OnBytes = lambda _step, _count: None
+) -> ImportSummary:
     """Import the files one after another, as ``importing`` of the agent file defines.
 
     :param on_bytes: called with the current step and the number of bytes read since the last call; every byte of the
@@ -109,7 +111,7 @@ def import_files(base: KnowledgeBase, files: Sequence[Path], on_bytes: OnBytes =
         if the knowledge base has a column of another type.
     :raises RuntimeStateError: if another import for this agent is running.
     """
-    summary = Summary()
+    summary = ImportSummary()
     base.tables.require_column_types()
     with _import_lock(base.config.agent):
         sources = list(_open_sources(base.config, files))
@@ -128,7 +130,7 @@ def _open_sources(config: AgentConfig, files: Sequence[Path]) -> Iterator[Import
 
 
 def _import_file(
-    base: KnowledgeBase, source: ImportSource, writer: _NewRowWriter, summary: Summary, on_bytes: OnBytes
+    base: KnowledgeBase, source: ImportSource, writer: _NewRowWriter, summary: ImportSummary, on_bytes: OnBytes
 ) -> None:
     bytes_read = 0
     for number, chunk in enumerate(source.file.chunks(source.columns, _CHUNK_ROWS)):

@@ -20,12 +20,12 @@ from stillhouse.knowledge.importing.values import RawColumns, RowErrors
 from stillhouse.knowledge.log_files import Chunk, LogFile, heading_hint
 from stillhouse.records import short_id
 
-__all__ = ["ImportSource", "Problem", "TableRows"]
+__all__ = ["ImportSource", "RowProblem", "TableRows"]
 
 _IMPORTED_DECIDER = "elsewhere"  # decider and version of an imported decision without them
 
 
-class Problem(NamedTuple):
+class RowProblem(NamedTuple):
     """Why a row cannot be used."""
 
     file: str
@@ -43,7 +43,7 @@ class TableRows(NamedTuple):
     decisions: pd.DataFrame
     outcomes: pd.DataFrame
     quarantine: pd.DataFrame
-    problems: list[Problem]
+    problems: list[RowProblem]
 
 
 class ImportSource:
@@ -142,7 +142,7 @@ class ImportSource:
             _with_ids(decisions, ids),
             _with_ids(outcomes, ids),
             self._quarantine(unusable),
-            [Problem(self.file.path.name, line, "; ".join(reasons)) for line, reasons, _ in unusable],
+            [RowProblem(self.file.path.name, line, "; ".join(reasons)) for line, reasons, _ in unusable],
         )
 
     def _generate_ids(self, rows: pd.DataFrame, lines: np.ndarray[Any, np.dtype[np.int64]]) -> list[str]:

@@ -15,7 +15,7 @@ from stillhouse.distill.grow import Columns, extend_columns, require_same_archit
 from stillhouse.distill.history import TrainingHistory
 from stillhouse.distill.memory import sample_memory
 from stillhouse.distill.online import UpdateProbe, UpdateResult
-from stillhouse.distill.split import split_validation, validation_days
+from stillhouse.distill.split import mask_validation_rows, split_validation
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.distill.train import student_probabilities
 from stillhouse.distill.training_set import TrainingSet
@@ -222,7 +222,7 @@ def _make_replay_set(session: Session, predecessor: Predecessor, columns: Column
 def _make_past_sets(session: Session, predecessor: Predecessor, columns: Columns) -> dict[str, TrainingSet]:
     """Validation rows of the replay buffer's period, in parts by time, each by its first day."""
     rows = _read_memory_period(session, predecessor)
-    rows = rows[validation_days(rows["observed_at"], session.settings.distillation.validation_every)]
+    rows = rows[mask_validation_rows(rows["observed_at"], session.settings.distillation.validation_every)]
     rows = rows[rows["observed_at"] < session.job.new_window.start]
     spans = {}
     for part in np.array_split(np.arange(len(rows)), _PAST_SPANS):

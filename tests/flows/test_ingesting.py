@@ -7,7 +7,7 @@ import pytest
 from stillhouse.config import load
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.runtime import Agent
-from tasks.living import live
+from tasks.ingesting import live
 from tests.flows import toy
 
 
