@@ -273,7 +273,7 @@ def point_from_peer(world: World, point: Mapping[str, Any], reference: Point, fl
     with np.load(point["probabilities"]) as stored:
         probs, rows = stored["test"], stored["rows"]
     labels = world.labels["test"][rows]
-    loss = scorecard.quality(float32_probs[rows], labels).score - scorecard.quality(probs, labels).score
+    loss = scorecard.measure_quality(float32_probs[rows], labels).score - scorecard.measure_quality(probs, labels).score
     slowdown = point["p50_ms"] / point["fp32_p50_ms"], point["p95_ms"] / point["fp32_p95_ms"]
     return Point(
         **shared,

@@ -77,7 +77,7 @@ class World:
 
 def quality(world: World, probabilities: Array, split: str) -> float:
     """AUC for two actions, accuracy for more, of probabilities ``[n, K]`` for the rows of a split."""
-    return scorecard.quality(probabilities, world.labels[split]).score
+    return scorecard.measure_quality(probabilities, world.labels[split]).score
 
 
 def _encode(rows: Any, columns: Columns | None) -> Array:

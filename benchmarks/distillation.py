@@ -62,7 +62,7 @@ from benchmarks.report import Goal, begin
 from stillhouse.distill.comparisons import distil_with_best_rows
 from stillhouse.distill.train import distil, student_probabilities
 from stillhouse.distill.training_set import TrainingSet
-from stillhouse.evaluate.scorecard import quality
+from stillhouse.evaluate.scorecard import measure_quality
 
 CLAIM = (
     "on CLINC150 adaptive distillation closes most of the gap between training on labels alone and the teacher, and "
@@ -117,7 +117,7 @@ def run_methods(name: str, seed: int, tuned: Mapping[str, Sequence[float]]) -> d
         result["cpu_seconds"][method] = time.process_time() - start
         probs = student_probabilities(student.eval(), world.test.x.numpy())
         scores[method] = score(probs, world.test)
-        result["log_losses"][method] = quality(probs, world.test.labels.numpy()).log_loss
+        result["log_losses"][method] = measure_quality(probs, world.test.labels.numpy()).log_loss
         if method == "ours":
             result["changes"] = [change.model_dump() for change in history.changes]
     result["rows"] = {
@@ -253,14 +253,14 @@ def tune(name: str, names: Sequence[str] = (*PEERS, "ours")) -> dict[str, list[f
             else:
                 train(student, world.training_set, settings, published.PUBLISHED[name], *pair, world.steps)
             probs = student_probabilities(student.eval(), world.validation.x.numpy())
-            log_losses[pair] = quality(probs, labels).log_loss
+            log_losses[pair] = measure_quality(probs, labels).log_loss
         best[name] = list(min(log_losses, key=lambda pair: log_losses[pair]))
     return best
 
 
 def score(probabilities: Array, rows: TrainingSet) -> float:
     """AUC for two actions, accuracy for more, as in the gate."""
-    result = quality(probabilities, rows.labels.numpy())
+    result = measure_quality(probabilities, rows.labels.numpy())
     return float(result.auc if probabilities.shape[1] == 2 and result.auc is not None else result.accuracy)
 
 

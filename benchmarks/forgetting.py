@@ -66,7 +66,7 @@ from stillhouse.distill.online import update
 from stillhouse.distill.students import columns_of, input_widths, new_student
 from stillhouse.distill.train import distil, student_probabilities
 from stillhouse.distill.training_set import TrainingSet
-from stillhouse.evaluate.scorecard import quality
+from stillhouse.evaluate.scorecard import measure_quality
 from stillhouse.variant import encode
 
 CLAIM = (
@@ -223,7 +223,7 @@ def score_phases(student: nn.Module, world: World, phase: int) -> list[float]:
     """AUC or accuracy, as in the gate, on each phase up to ``phase``."""
     scores = []
     for rows in world.test_sets[: phase + 1]:
-        result = quality(student_probabilities(student.eval(), rows.x.numpy()), rows.labels.numpy())
+        result = measure_quality(student_probabilities(student.eval(), rows.x.numpy()), rows.labels.numpy())
         scores.append(
             float(result.auc if rows.teacher_probs.shape[1] == 2 and result.auc is not None else result.accuracy)
         )

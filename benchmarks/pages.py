@@ -295,7 +295,7 @@ METHOD = {
     """,
     "false_alarms": """
         A simulation: 1,000 agents per world with three evidence processes each, which start again after each alarm.
-        Their losses have exactly the mean that still counts as no harm, without tolerance, and one false alarm in 100
+        Their losses have exactly the null mean, without tolerance, and one false alarm in 100
         steps is promised. *Before* is an earlier version: every process had a budget of its own, and steps counted as
         independent. There is no peer.
     """,

@@ -40,7 +40,7 @@ from stillhouse.config import AgentConfig, NumberColumn
 from stillhouse.distill.students import columns_of, input_widths, new_student
 from stillhouse.distill.train import distil, student_probabilities
 from stillhouse.distill.training_set import TrainingSet
-from stillhouse.evaluate.scorecard import quality
+from stillhouse.evaluate.scorecard import measure_quality
 from stillhouse.variant import encode
 
 CLAIM = (
@@ -66,7 +66,9 @@ class Model:
 
     def auc(self, rows: pd.DataFrame) -> float:
         """AUC of the probability of ``late`` on ``rows``."""
-        result = quality(student_probabilities(self.student, encode(rows, self.columns)), rows["label"].to_numpy())
+        result = measure_quality(
+            student_probabilities(self.student, encode(rows, self.columns)), rows["label"].to_numpy()
+        )
         if result.auc is None:
             raise ValueError("AUC needs late and punctual departures; the rows have only one of them")
         return result.auc

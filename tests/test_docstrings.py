@@ -68,7 +68,7 @@ ENTRY_POINTS = [
     "stillhouse.evaluate.gate:compare_models",
     "stillhouse.evaluate.power:describe_power",
     "stillhouse.evaluate.scorecard:measure_disagreement",
-    "stillhouse.evaluate.scorecard:quality",
+    "stillhouse.evaluate.scorecard:measure_quality",
     "stillhouse.files:write_atomic",
     "stillhouse.frames:read_numbers",
     "stillhouse.knowledge.answer_cache:AnswerCache",

@@ -22,8 +22,8 @@ import stillhouse.verifying
 from stillhouse.serving.archive import pack
 from stillhouse.signing import Signer, model_statement, release_statement
 from stillhouse.verifying import (
-    CONTEXT,
     SIGNATURE_FILE,
+    SIGNATURE_PREFIX,
     FilesDiffer,
     Model,
     VerificationError,
@@ -259,7 +259,7 @@ def test_invalid_keys_are_reported() -> None:
         read_keys(public(X25519PrivateKey.generate()))
     with pytest.raises(VerificationError, match="cannot be read"):
         read_keys("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----")
-    assert CONTEXT.endswith(b"\n")
+    assert SIGNATURE_PREFIX.endswith(b"\n")
 
 
 def test_a_device_needs_this_file_and_cryptography_alone(folder: Path, tmp_path: Path) -> None:

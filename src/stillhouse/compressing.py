@@ -20,7 +20,7 @@ from stillhouse.compress.search.figures import candidate_metrics, draw_frontier,
 from stillhouse.compress.search.greedy import search
 from stillhouse.config import Compression, DynamicInt8, Fp32, Search, StaticInt8, home
 from stillhouse.errors import ConfigError, DataError, SchemaError
-from stillhouse.evaluate.scorecard import quality
+from stillhouse.evaluate.scorecard import measure_quality
 from stillhouse.frames import read_numbers
 from stillhouse.knowledge.log_files import heading_hint, read_csv
 from stillhouse.records import CompressionCandidate, Frontier, SizeLimits
@@ -225,7 +225,7 @@ def compress_model(
 
 def _score(probabilities: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
     """The score by which students are compared: AUC for two classes, accuracy for more."""
-    return quality(probabilities, labels).score
+    return measure_quality(probabilities, labels).score
 
 
 def parse_outputs(values: Sequence[str], model: ForeignModel) -> tuple[Path | None, str | None]:

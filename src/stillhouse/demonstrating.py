@@ -15,7 +15,7 @@ from stillhouse import config
 from stillhouse.champion import load_version, open_registry
 from stillhouse.errors import WindowError
 from stillhouse.evaluate import figures
-from stillhouse.evaluate.scorecard import quality
+from stillhouse.evaluate.scorecard import measure_quality
 from stillhouse.files import write_atomic
 from stillhouse.knowledge import KnowledgeBase, tidy_outcomes
 from stillhouse.parts import resolve
@@ -166,7 +166,7 @@ def score_week(agent: str, end: datetime, first: ModelRef) -> Week:
     def score(probs: np.ndarray[Any, Any]) -> float | None:
         if not len(labels):
             return None
-        measured = quality(probs, labels)
+        measured = measure_quality(probs, labels)
         return measured.score if measured.measure == card.test.measure else None
 
     return Week(

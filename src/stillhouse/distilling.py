@@ -28,7 +28,7 @@ from stillhouse.distill.students import AnyStudent, columns_of, input_widths, ne
 from stillhouse.distill.train import distil as train
 from stillhouse.distill.training_set import TrainingSet
 from stillhouse.errors import ConfigError, DataError, ExportError
-from stillhouse.evaluate.scorecard import quality
+from stillhouse.evaluate.scorecard import measure_quality
 from stillhouse.records import SizeLimits
 from stillhouse.variant import Variant, encode
 
@@ -264,7 +264,7 @@ def _target(student: DistilledStudent) -> CompressionTarget:
         student.actions,
         calibration=encoded(~student.validation),
         validation=encoded(validation),
-        quality=lambda probs: quality(probs, labels[validation]).score,
+        quality=lambda probs: measure_quality(probs, labels[validation]).score,
         recover=recover,
         quality_name="score on validation rows",
     )

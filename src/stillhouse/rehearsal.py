@@ -21,7 +21,7 @@ from stillhouse.distill.students import columns_of, new_student
 from stillhouse.distill.train import distil
 from stillhouse.errors import ConfigError, DataError, PartError, StillhouseError, WindowError
 from stillhouse.evaluate.power import describe_power, provable_margin, rows_needed
-from stillhouse.evaluate.scorecard import quality
+from stillhouse.evaluate.scorecard import measure_quality
 from stillhouse.knowledge import KnowledgeBase, content_keys, tidy, tidy_outcomes
 from stillhouse.parts import rehearsing, resolve
 from stillhouse.records import SizeLimits, Window
@@ -100,7 +100,7 @@ def _short_pass(config: AgentConfig, labelled: pd.DataFrame) -> Iterator[str]:
             config.actions,
             calibration=lambda columns: encode(future, columns),
             validation=lambda columns: encode(future, columns),
-            quality=lambda probs: quality(probs, labels).score,
+            quality=lambda probs: measure_quality(probs, labels).score,
         )
         fp32_only = Compression(recipes=((Fp32(method="fp32"),),), search=None)
         pack = variant_writer(config.agent, config.actions, {})

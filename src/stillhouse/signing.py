@@ -40,9 +40,9 @@ from stillhouse.config import home
 from stillhouse.errors import ConfigError, SignatureError
 from stillhouse.files import write_atomic
 from stillhouse.verifying import (
-    CONTEXT,
     MODEL,
     RELEASE,
+    SIGNATURE_PREFIX,
     Keys,
     Model,
     Release,
@@ -134,7 +134,7 @@ class Signer:
 
     def sign(self, statement: str) -> str:
         """The statement with its signature as an envelope (JSON). Deterministic: Ed25519 uses no random numbers."""
-        signature = base64.b64encode(self._key.sign(CONTEXT + statement.encode())).decode()
+        signature = base64.b64encode(self._key.sign(SIGNATURE_PREFIX + statement.encode())).decode()
         return json.dumps({"statement": statement, "key": self.key_id, "signature": signature})
 
     def sign_again(self, envelope: str) -> str:

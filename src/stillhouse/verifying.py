@@ -42,10 +42,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 __all__ = [
-    "CONTEXT",
     "MODEL",
     "RELEASE",
     "SIGNATURE_FILE",
+    "SIGNATURE_PREFIX",
     "FilesDiffer",
     "Keys",
     "Model",
@@ -65,7 +65,7 @@ __all__ = [
     "verify",
 ]
 
-CONTEXT = b"stillhouse signature 1\n"
+SIGNATURE_PREFIX = b"stillhouse signature 1\n"
 """Prefix of every signed statement, so that a signature made for another purpose with this key never verifies here."""
 
 MODEL, RELEASE = "stillhouse model", "stillhouse release"
@@ -209,7 +209,7 @@ def _read_statement(envelope: str, keys: Keys, kind: str) -> dict[str, Any]:
     try:
         outer = json.loads(envelope)
         text, name, signature = outer["statement"], outer["key"], base64.b64decode(outer["signature"], validate=True)
-        message = CONTEXT + text.encode()
+        message = SIGNATURE_PREFIX + text.encode()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, binascii.Error) as error:
         raise VerificationError("its signature cannot be read: it is damaged") from error
     key = keys.get(name) if isinstance(name, str) else None

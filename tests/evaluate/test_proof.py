@@ -12,7 +12,7 @@ import pytest
 
 from stillhouse.evaluate.gate import compare_models, judge, next_anchor
 from stillhouse.evaluate.proof import Contender, prove
-from stillhouse.evaluate.scorecard import measure_agreement, measure_disagreement, quality
+from stillhouse.evaluate.scorecard import measure_agreement, measure_disagreement, measure_quality
 from stillhouse.records import Proof, Refresh, Window
 
 Array = np.ndarray[Any, Any]
@@ -115,7 +115,7 @@ def test_cards_hold_the_quality_of_each_model_on_each_window(proven: Callable[..
     proof = proven({"small": small, "exact": exact}, old, slices=["origin"])
     for card, model in zip((*proof.variants, proof.champion), (small, exact, old), strict=True):
         for name, rows in WINDOWS.items():
-            assert card.quality[name] == quality(model(rows), rows["outcome"].to_numpy())
+            assert card.quality[name] == measure_quality(model(rows), rows["outcome"].to_numpy())
     test = WINDOWS["test"]
     assert [card.model for card in proof.variants] == ["small", "exact"]
     assert (proof.champion.model, proof.champion.role, proof.champion.bytes) == ("toy@3", "champion", 500)

@@ -14,7 +14,7 @@ from stillhouse.evaluate.scorecard import (
     expected_calibration_error,
     measure_agreement,
     measure_disagreement,
-    quality,
+    measure_quality,
     score_slices,
 )
 
@@ -34,7 +34,7 @@ def draw(count: int = 500, actions: int = 2) -> tuple[Array, Array]:
 
 
 def test_an_unknown_action_counts_as_an_error():
-    scores = quality(np.array([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.3, 0.7]]), np.array([0, 2, 1, 2]))
+    scores = measure_quality(np.array([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.3, 0.7]]), np.array([0, 2, 1, 2]))
     assert (
         scores.accuracy == 0.5
         and scores.log_loss > 8
@@ -44,7 +44,7 @@ def test_an_unknown_action_counts_as_an_error():
 
 def test_two_actions_agree_with_scikit_learn() -> None:
     p, labels = draw()
-    scores = quality(p.astype(np.float32), labels)
+    scores = measure_quality(p.astype(np.float32), labels)
     assert scores.rows == 500
     assert scores.auc == pytest.approx(roc_auc_score(labels, p[:, 1]), abs=1e-6)
     assert scores.log_loss == pytest.approx(log_loss(labels, p), rel=1e-4)
@@ -54,7 +54,7 @@ def test_two_actions_agree_with_scikit_learn() -> None:
 
 def test_four_actions_agree_with_scikit_learn() -> None:
     p, labels = draw(actions=4)
-    scores = quality(p, labels)
+    scores = measure_quality(p, labels)
     assert scores.auc == pytest.approx(roc_auc_score(labels, p, multi_class="ovr", average="macro"), rel=1e-9)
     assert scores.log_loss == pytest.approx(log_loss(labels, p), rel=1e-4)
     assert scores.brier == pytest.approx(brier_score_loss(labels, p, labels=range(4), scale_by_half=False), rel=1e-6)
@@ -63,7 +63,7 @@ def test_four_actions_agree_with_scikit_learn() -> None:
 
 def test_by_hand() -> None:
     """Rows (.8, .2) → 0, (.4, .6) → 1, (.3, .7) → 0."""
-    scores = quality(two_columns([0.2, 0.6, 0.7]), np.array([0, 1, 0]))
+    scores = measure_quality(two_columns([0.2, 0.6, 0.7]), np.array([0, 1, 0]))
     assert scores.auc == 0.5
     assert scores.accuracy == pytest.approx(2 / 3)
     assert scores.log_loss == pytest.approx(-(np.log(0.8) + np.log(0.6) + np.log(0.3)) / 3, rel=1e-6)
@@ -71,21 +71,21 @@ def test_by_hand() -> None:
 
 
 def test_one_outcome_has_no_auc() -> None:
-    assert quality(two_columns([0.2, 0.6]), np.array([1, 1])).auc is None
-    assert quality(np.full((3, 3), 1 / 3), np.array([2, 2, 2])).auc is None
-    present = quality(np.eye(3)[[0, 1, 0, 1]] * 0.9 + 0.05 / 1.5, np.array([0, 1, 0, 1]))
+    assert measure_quality(two_columns([0.2, 0.6]), np.array([1, 1])).auc is None
+    assert measure_quality(np.full((3, 3), 1 / 3), np.array([2, 2, 2])).auc is None
+    present = measure_quality(np.eye(3)[[0, 1, 0, 1]] * 0.9 + 0.05 / 1.5, np.array([0, 1, 0, 1]))
     assert present.auc == 1.0
 
 
 def test_a_certain_mistake_costs_much_and_not_infinitely_much() -> None:
-    scores = quality(np.array([[1.0, 0.0]]), np.array([1]))
+    scores = measure_quality(np.array([[1.0, 0.0]]), np.array([1]))
     assert scores.log_loss == pytest.approx(-np.log(1e-7), rel=1e-6)
     assert scores.brier == pytest.approx(2, rel=1e-6)
 
 
 def test_no_rows() -> None:
     with pytest.raises(ValueError, match="no rows"):
-        quality(np.empty((0, 2)), np.empty(0, dtype=int))
+        measure_quality(np.empty((0, 2)), np.empty(0, dtype=int))
 
 
 # --------------------------------------------------------------------------- calibration
@@ -139,8 +139,8 @@ def test_a_slice_is_the_quality_of_its_rows() -> None:
     rows = pd.DataFrame({"origin": np.where(np.arange(200) < 50, "JFK", "EWR"), "carrier": [None, "AA"] * 100})
     by_slice = score_slices(rows, p, labels, ("origin", "carrier"))
     assert list(by_slice) == ["origin=EWR", "origin=JFK", "carrier=AA"]
-    assert by_slice["origin=JFK"] == quality(p[:50], labels[:50])
-    assert by_slice["carrier=AA"] == quality(p[1::2], labels[1::2])
+    assert by_slice["origin=JFK"] == measure_quality(p[:50], labels[:50])
+    assert by_slice["carrier=AA"] == measure_quality(p[1::2], labels[1::2])
     assert score_slices(rows, p, labels, ()) == {}
 
 

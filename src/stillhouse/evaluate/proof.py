@@ -14,7 +14,7 @@ from stillhouse.evaluate.gate import certify, compare_models
 from stillhouse.evaluate.scorecard import (
     measure_agreement,
     measure_disagreement,
-    quality,
+    measure_quality,
     replace_non_finite,
     score_slices,
 )
@@ -140,7 +140,7 @@ def _make_scorecard(
     return Scorecard(
         model=contender.name,
         role=contender.role,
-        quality={name: quality(p, windows[name]["outcome"].to_numpy()) for name, p in probs.items()},
+        quality={name: measure_quality(p, windows[name]["outcome"].to_numpy()) for name, p in probs.items()},
         slices=score_slices(test, probs["test"], test["outcome"].to_numpy(), config.promotion.slices),
         agreement=with_teacher,
         bytes=contender.bytes,

@@ -17,7 +17,7 @@ __all__ = [
     "expected_calibration_error",
     "measure_agreement",
     "measure_disagreement",
-    "quality",
+    "measure_quality",
     "replace_non_finite",
     "score_slices",
 ]
@@ -25,13 +25,13 @@ __all__ = [
 Array = np.ndarray[Any, Any]
 
 
-def quality(probs: Array, labels: Array) -> Quality:
+def measure_quality(probs: Array, labels: Array) -> Quality:
     """The quality of probabilities ``[n, K]`` against action indices ``[n]``.
 
     The AUC is that of the second action for K = 2, and the mean one-vs-rest AUC for more; None if the labels contain
     fewer than two actions. An index of K or more is an action that the model does not know; its probability is 0.
 
-    >>> scores = quality(np.array([[0.8, 0.2], [0.4, 0.6], [0.3, 0.7]]), np.array([0, 1, 0]))
+    >>> scores = measure_quality(np.array([[0.8, 0.2], [0.4, 0.6], [0.3, 0.7]]), np.array([0, 1, 0]))
     >>> scores.auc, round(scores.accuracy, 3), round(scores.brier, 3)
     (0.5, 0.667, 0.46)
 
@@ -110,7 +110,7 @@ def score_slices(
     for column in columns:
         for value in sorted(rows[column].dropna().unique()):
             in_slice = (rows[column] == value).to_numpy()
-            by_slice[f"{column}={value}"] = quality(probs[in_slice], labels[in_slice])
+            by_slice[f"{column}={value}"] = measure_quality(probs[in_slice], labels[in_slice])
     return by_slice
 
 

@@ -21,7 +21,7 @@ from stillhouse.distill import students
 from stillhouse.distill.grow import Columns
 from stillhouse.distill.train import distil
 from stillhouse.distill.training_set import TrainingSet
-from stillhouse.evaluate.scorecard import quality
+from stillhouse.evaluate.scorecard import measure_quality
 from stillhouse.records import Frontier, Refresh, SizeLimits, StudentRef, TeacherRef
 from stillhouse.refreshing.data import Array
 from stillhouse.refreshing.session import Session, get_session
@@ -114,7 +114,7 @@ def _make_target(
     measured_index = np.concatenate([validation_index, train_index[validation_rows.training_index]])
 
     def score(probs: Array, labels: Array) -> float:
-        return quality(probs, labels).score
+        return measure_quality(probs, labels).score
 
     def recover(state: ModelState, epochs: int) -> ModelState:
         assert state.columns is not None  # as for every student

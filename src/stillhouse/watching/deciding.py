@@ -12,7 +12,7 @@ from stillhouse.drift.decide import decide
 from stillhouse.drift.explain import rank_slices
 from stillhouse.drift.measure import make_drift_report
 from stillhouse.errors import WindowError
-from stillhouse.evaluate.scorecard import measure_disagreement, quality
+from stillhouse.evaluate.scorecard import measure_disagreement, measure_quality
 from stillhouse.records import Cost, DataReport, DriftReport, Quality, SliceDrift, Verdict
 from stillhouse.stats import total_variation
 from stillhouse.teachers import labeling
@@ -108,7 +108,7 @@ def _read_audited_rows(watched: WatchedWindow, champion: Champion) -> pd.DataFra
 
 
 def _measure_quality(champion: Champion, labelled: pd.DataFrame) -> Quality:
-    return quality(champion.variant.predict_proba(labelled), labelled["outcome"].to_numpy())
+    return measure_quality(champion.variant.predict_proba(labelled), labelled["outcome"].to_numpy())
 
 
 def _rank_slices(

@@ -14,7 +14,7 @@ from stillhouse.compress.target import Columns
 from stillhouse.compress.variants import target_from_graph, variant_writer
 from stillhouse.config import Compression, Recipe, number_format
 from stillhouse.errors import RegistryError
-from stillhouse.evaluate.scorecard import quality
+from stillhouse.evaluate.scorecard import measure_quality
 from stillhouse.records import Frontier, Record, Refresh, SizeLimits, StudentRef, TeacherRef, Window
 from stillhouse.refreshing.compressing import find_compression_run, read_last_frontier
 from stillhouse.refreshing.data import TrainingRows
@@ -104,7 +104,7 @@ class Recalibrate(RefreshMode):
             stored.columns,
             calibration=x[fit_mask],
             validation=x[validation_mask],
-            quality=lambda probs: quality(probs, labels).score,
+            quality=lambda probs: measure_quality(probs, labels).score,
             content_hash=f"{job.refresh_id} recalibrate",
         )
         return search(
