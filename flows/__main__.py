@@ -192,7 +192,7 @@ def _show(verdict: Verdict) -> None:
     table = Table("", "measure", "value", "threshold", "")
     for reason in verdict.reasons:
         value, threshold = (("" if x is None else f"{x:.4g}") for x in (reason.value, reason.threshold))
-        table.add_row("failed" if reason.failed else "passed", reason.measure, value, threshold, reason.text)
+        table.add_row(reason.status, reason.measure, value, threshold, reason.text)
     console.print(table)
 
 

@@ -45,7 +45,7 @@ def test_a_command_refuses_it_without_a_traceback(tmp_path: Path) -> None:
 
 def test_a_home_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "store.json").write_text('{"version": 99}')
-    with pytest.raises(StoreError, match=r"version 99, made by a newer stillhouse; this one reads up to version 1"):
+    with pytest.raises(StoreError, match=r"version 99, made by a newer stillhouse; this one reads up to version 2"):
         open_store(tmp_path)
 
 

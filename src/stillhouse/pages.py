@@ -44,13 +44,16 @@ def format_heading(verdict: Verdict) -> str:
     )
 
 
+_STATUS = {"passed": "passed", "failed": "**failed**", "requested": "requested"}
+
+
 def format_reasons(reasons: tuple[Reason, ...]) -> str:
     """The reasons as a list, one a line; in a table Prefect would cut off long sentences.
 
     >>> print(format_reasons((Reason(measure="psi", failed=True, text="dep_delay has moved"),)))
     - **failed** `psi`: dep_delay has moved
     """
-    lines = (f"{'**failed**' if r.failed else 'passed'} {escape_code(r.measure)}: {md(r.text)}" for r in reasons)
+    lines = (f"{_STATUS[r.status]} {escape_code(r.measure)}: {md(r.text)}" for r in reasons)
     return "\n".join(f"- {line}" for line in lines)
 
 

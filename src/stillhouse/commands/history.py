@@ -38,5 +38,5 @@ def history(
             verdict.verdict_id,
         )
         for reason in verdict.reasons if reasons else ():
-            table.add_row("", "", "failed" if reason.failed else "passed", reason.text, "")
+            table.add_row("", "", reason.status, reason.text, "")
     console.print(table)

@@ -17,9 +17,14 @@ from stillhouse.files import write_atomic
 
 __all__ = ["MIGRATIONS", "VERSION", "open_store"]
 
-VERSION = 1
+VERSION = 2
 
-MIGRATIONS: Mapping[int, Callable[[Path], None]] = {}
+
+def _keep_files(home: Path) -> None:
+    """From 1 to 2: verdicts and trainings are written under new keys, and read under old and new ones."""
+
+
+MIGRATIONS: Mapping[int, Callable[[Path], None]] = {1: _keep_files}
 """For each version, the migration to the next one. A migration may be killed and run again."""
 
 _FILE, _LOCK_FILE = "store.json", "store.lock"

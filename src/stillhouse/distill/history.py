@@ -64,17 +64,20 @@ class TrainingHistory(Record):
         default=0,
         ge=0,
         validation_alias=AliasChoices("refreshes_without_control", "uncontrolled"),
+        serialization_alias="uncontrolled",
         description="consecutive refreshes, this one included, without a comparison with a control",
     )
     control_skipped_because: str = Field(
         default="",
         validation_alias=AliasChoices("control_skipped_because", "uncontrolled_why"),
+        serialization_alias="uncontrolled_why",
         description="why settings were changed and no control was trained",
     )
     refreshes_without_synthetic_comparison: int = Field(
         default=0,
         ge=0,
         validation_alias=AliasChoices("refreshes_without_synthetic_comparison", "untried"),
+        serialization_alias="untried",
         description="consecutive refreshes, this one included, that reused an earlier comparison of synthetic rows",
     )
 

@@ -15,8 +15,9 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 class Record(BaseModel):
     """Base of all records: frozen, unknown fields are refused, numbers are finite (JSON has no NaN).
 
-    A field that was renamed is written under its first name (``serialization_alias``) and read under both
-    (``validation_alias``), so that old and new files have the same keys.
+    A field that was renamed is read under both names (``validation_alias``) and written under its first one
+    (``serialization_alias``), so that old and new files have the same keys. Keys that were renamed with their fields
+    (a verdict's ``result``, a reason's ``failed``) came with a new store version.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, serialize_by_alias=True)

@@ -41,6 +41,11 @@ class Reason(Record):
     )
     text: str
 
+    @property
+    def status(self) -> Literal["passed", "failed", "requested"]:
+        """The word for people; a reason that a person gave was not measured."""
+        return "requested" if self.measure == "request" else "failed" if self.failed else "passed"
+
 
 Response = Literal["hold", "recalibrate", "reuse", "update", "redistil_warm", "redistil", "renew"]
 
