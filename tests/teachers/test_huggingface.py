@@ -132,7 +132,7 @@ def test_version_follows_the_files_and_not_their_place(model: Path, tmp_path: Pa
     other = write_model(tmp_path / "other", seed=1)
     assert fit_and_load(tmp_path / "c", teacher(other)).version != first.version
     assert fit_and_load(tmp_path / "d", teacher(model, max_tokens=4)).version != first.version
-    with pytest.raises(PartError, match=r"teachers\.bert: is described otherwise than when this teacher was made"):
+    with pytest.raises(PartError, match=r"teachers\.bert: the section or the model has changed"):
         ensemble.load(tmp_path / "a", config_with(teacher(other)))
 
 

@@ -100,7 +100,7 @@ def test_weights_file_and_encode_function(tmp_path: Path) -> None:
     np.testing.assert_allclose(loaded.predict_proba(make_rows(3))[:, 0], 1 / (1 + np.exp(-0.6 * np.arange(3))), 1e-6)
     save_file({"scale": torch.tensor(2.0)}, tmp_path / "w.safetensors")
     assert fit_and_load(tmp_path / "t2", **settings)[0].version != ref.version
-    with pytest.raises(PartError, match=r"teachers\.net: is described otherwise than when this teacher was made"):
+    with pytest.raises(PartError, match=r"teachers\.net: the section or the model has changed"):
         ensemble.load(tmp_path / "t", make_config(teacher(**settings)))
 
 

@@ -131,7 +131,7 @@ def test_changed_section_of_a_new_kind_is_rejected(tmp_path: Path) -> None:
     ensemble.fit(config, make_rows(24), WINDOW, tmp_path / "t")
     renamed = with_teachers(ThresholdTeacher(name="cold", column="temp", above=2, weight=9))
     assert ensemble.load(tmp_path / "t", renamed).version  # a weight is no part of the answer
-    with pytest.raises(PartError, match="is described otherwise"):
+    with pytest.raises(PartError, match="the section or the model has changed"):
         ensemble.load(tmp_path / "t", with_teachers(ThresholdTeacher(name="cold", column="temp", above=3)))
 
 

@@ -115,7 +115,7 @@ def test_saved_ready_teacher_is_loaded_from_its_files(tmp_path: Path, monkeypatc
     np.testing.assert_allclose(loaded.predict_proba(make_rows(4))[:, 1], [0.2, 0.2, 0.8, 0.8])
     assert ensemble.fit(config, make_rows(24), WINDOW, tmp_path / "second").version != first
     (tmp_path / "first" / "rules" / "rules.json").write_text("7.0")
-    with pytest.raises(PartError, match=r"teachers.rules: is described otherwise .* or is another now.*teacher=fit"):
+    with pytest.raises(PartError, match=r"teachers.rules: the section or the model has changed.*teacher=fit"):
         ensemble.load(tmp_path / "first", config)
     (tmp_path / "first" / "rules" / "rules.json").unlink()
     with pytest.raises(
@@ -146,7 +146,7 @@ def test_changed_source_is_rejected_on_load(tmp_path: Path, monkeypatch: pytest.
     config = make_config(rules())
     ensemble.fit(config, make_rows(24), WINDOW, tmp_path / "t")
     monkeypatch.setattr("inspect.getsource", lambda module: "other rules")
-    with pytest.raises(PartError, match="or is another now"):
+    with pytest.raises(PartError, match="the section or the model has changed"):
         ensemble.load(tmp_path / "t", config)
 
 
