@@ -99,6 +99,18 @@ def test_a_wrong_argument_is_named(change: dict[str, object], error: type[Except
         stillhouse.distil(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("limit", "text"),
+    [({"max_bytes": -1}, "max_bytes: "), ({"max_p95_ms": 0}, "max_p95_ms: "), ({"search": "soon"}, "search.time: ")],
+)
+def test_a_wrong_limit_is_named_and_nothing_is_written(
+    limit: dict[str, object], text: str, student: DistilledStudent, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        student.compress(tmp_path / "small", **limit)
+    assert not (tmp_path / "small").exists()
+
+
 def test_too_few_rows_are_refused() -> None:
     rows, teacher_probs = patients(40)
     with pytest.raises(DataError, match="40 rows are too few"):

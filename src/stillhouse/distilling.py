@@ -85,7 +85,8 @@ class DistilledStudent:
         :param max_bytes: of the folder on disk.
         :param max_p95_ms: of one row's decision (ms).
         :param max_quality_loss: below the float32 student's, 0…1.
-        :param search: how long to search, such as ``"2m"``; None: only the recipes ``fp32`` and ``int8_dynamic``.
+        :param search: how long to search, such as ``"2m"``; None: only the default recipes, without a search.
+        :raises ConfigError: if a limit or the time is out of its range.
         :raises DataError: if the folder exists.
         :raises ExportError: if no variant is within the limits; the message names the limits that would have to change.
         """
@@ -93,11 +94,13 @@ class DistilledStudent:
         if target.exists():
             raise DataError(f"{target} exists: name a folder that does not, or remove it")
         settings = _valid(Compression, {"search": None if search is None else {"time": search}})
+        limits = {"max_bytes": max_bytes, "max_p95_ms": max_p95_ms, "max_quality_loss": max_quality_loss}
+        size_limits = _valid(SizeLimits, limits)
         with TemporaryDirectory() as scratch:
             frontier = search_recipes(
                 lambda: _target(self),
                 settings,
-                SizeLimits(max_bytes=max_bytes, max_p95_ms=max_p95_ms, max_quality_loss=max_quality_loss),
+                size_limits,
                 variant_writer(self.config.agent, self.actions, {}),
                 Path(scratch),
             )
