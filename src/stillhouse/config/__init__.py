@@ -75,6 +75,7 @@ from stillhouse.config.paths import (
     use_embedded_defaults,
 )
 from stillhouse.config.promotion import Budgets, Promotion
+from stillhouse.config.quality import OwnScore, QualitySettings
 from stillhouse.config.runtime import CascadeSettings, Runtime, Upkeep
 from stillhouse.config.students import (
     AnyEncoder,
@@ -106,7 +107,7 @@ from stillhouse.config.teachers import (
     leaves,
     weighted_teachers,
 )
-from stillhouse.config.watching import Audit, FalseAlarms, Responses, Thresholds, Watch
+from stillhouse.config.watching import Audit, FalseAlarms, Payoff, Prices, Responses, Thresholds, Watch
 from stillhouse.config.windows import NewestRows, SincePromotion, Windows
 
 __all__ = [

@@ -14,6 +14,7 @@ from stillhouse.config.distillation import Distillation, UpdateSettings
 from stillhouse.config.explain import find_repeated, suggest
 from stillhouse.config.importing import Importing
 from stillhouse.config.promotion import Budgets, Promotion
+from stillhouse.config.quality import QualitySettings
 from stillhouse.config.runtime import Runtime, Upkeep
 from stillhouse.config.students import AnyStudent
 from stillhouse.config.teachers import AnyTeacher, Asking, EnsembleTeacher, TeacherWeighting, Teaching, leaves
@@ -42,6 +43,7 @@ class AgentConfig(Section):
     )
     observations: Observations
     outcomes: OutcomeSettings
+    quality: QualitySettings = QualitySettings()
     teachers: tuple[AnyTeacher, ...] = Field(min_length=1)
     weights: TeacherWeighting = TeacherWeighting()
     teaching: Teaching = Teaching()

@@ -388,3 +388,8 @@ class OutcomeSettings(Section):
         description="'module:function', called as (start, end); returns observation_id, observed_at, known_at, action"
     )
     delay: Duration = Field(description="time until an outcome is known")
+    depend_on_decision: bool = Field(
+        default=False,
+        description="whether the agent's decision changes which outcomes are seen; then the pool may veto a promotion, "
+        "and promotes nobody by itself",
+    )

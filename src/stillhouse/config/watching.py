@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from stillhouse.config.base import Duration, PositiveDuration, Section
 from stillhouse.records import RefreshModeName
 
-__all__ = ["Audit", "FalseAlarms", "Responses", "Thresholds", "Watch"]
+__all__ = ["Audit", "FalseAlarms", "Payoff", "Prices", "Responses", "Thresholds", "Watch"]
 
 
 class Thresholds(Section):
@@ -75,6 +75,43 @@ class Responses(Section):
     )
 
 
+class Prices(Section):
+    """What each response costs, as a ratio to a redistillation."""
+
+    reuse: float = Field(default=0.02, ge=0, description="a member of the pool becomes champion")
+    recalibrate: float = Field(default=0.05, ge=0, description="the champion's confidence and thresholds are fitted")
+    update: float = Field(default=0.3, ge=0, description="the champion's student is fine-tuned on new rows")
+    redistil_warm: float = Field(default=0.7, ge=0, description="trained on the window, from the champion's weights")
+    redistil: float = Field(default=1.0, gt=0, description="trained on the window, from random weights")
+    renew: float = Field(default=1.3, ge=0, description="the teacher is renewed, too")
+
+
+class Payoff(Section):
+    """What a response may cost, and how many models are scored to learn what it gains.
+
+    >>> from stillhouse.config import Payoff
+    >>> Payoff().exchange_rate, Payoff().prices.update
+    (0.005, 0.3)
+    """
+
+    exchange_rate: float = Field(
+        default=0.005,
+        ge=0,
+        description="what a redistillation is worth: points of the named measure (1: the whole range) for one week; "
+        "0.005: half a point of quality for one week",
+    )
+    prices: Prices = Prices()
+    pool: int = Field(default=6, ge=2, le=32, description="models that are scored on every outcome")
+    explore: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.2,
+        description="probability per week of a response that is not predicted to pay, to learn whether it would",
+    )
+    max_trainings_per_day: int | None = Field(default=None, ge=1, description="trained responses within 24 hours")
+    max_trainings_per_month: int | None = Field(default=None, ge=1, description="trained responses within 30 days")
+
+
 class Watch(Section):
     """How drift is detected: by evidence within a budget of false alarms, by plain thresholds, or by both.
 
@@ -98,6 +135,13 @@ class Watch(Section):
     audit: Audit = Audit()
     thresholds: Thresholds = Thresholds()
     responses: Responses = Responses()
+    policy: Literal["payoff", "alarms", "calendar"] | None = Field(
+        default=None,
+        description="payoff: the response whose predicted gain most exceeds its price; alarms: false_alarms and "
+        "thresholds; calendar: every `calendar`. null: calendar or alarms if the file sets one of these, else payoff",
+    )
+    calendar: PositiveDuration | None = Field(default=None, description="time between two refreshes, such as 4w")
+    payoff: Payoff = Payoff()
     cooldown: Duration = Field(
         default=timedelta(0),
         description="time after a refresh, promoted or refused, in which drift is reported but requests no refresh",
@@ -114,9 +158,28 @@ class Watch(Section):
             return None
         return max(1.0, self.false_alarms.per / self.every / self.false_alarms.at_most)
 
+    @property
+    def resolved_policy(self) -> Literal["payoff", "alarms", "calendar"]:
+        """The policy: as named, or by what the file sets.
+
+        >>> Watch().resolved_policy, Watch(calendar="4w").resolved_policy
+        ('payoff', 'calendar')
+        """
+        if self.policy is not None:
+            return self.policy
+        if self.calendar is not None:
+            return "calendar"
+        return "alarms" if {"false_alarms", "thresholds", "responses", "cooldown"} & self.model_fields_set else "payoff"
+
+    @model_validator(mode="after")
+    def _check_calendar(self) -> Watch:
+        if self.policy == "calendar" and self.calendar is None:
+            raise ValueError("calendar: is required by `policy: calendar`: the time between two refreshes, such as 4w")
+        return self
+
     @model_validator(mode="after")
     def _check_some_detection(self) -> Watch:
-        if self.false_alarms is None and all(
+        if self.resolved_policy == "alarms" and self.false_alarms is None and all(
             value is None for name, value in self.thresholds if name != "shifted_columns"
         ):
             raise ValueError(

@@ -27,6 +27,15 @@ from stillhouse.records.drift import (
 )
 from stillhouse.records.evidence import Cost, EvidenceRows, EvidenceStep, LossBaseline, Process
 from stillhouse.records.models import ModelRef, StudentRef, TeacherRef
+from stillhouse.records.pool import (
+    BlockScore,
+    PoolEvidence,
+    PoolMember,
+    PoolState,
+    PredictedGain,
+    RealisedGain,
+    Reckoning,
+)
 from stillhouse.records.quality import Disagreement, Latency, Quality, Scorecard
 from stillhouse.records.refreshes import Baseline, Refresh
 from stillhouse.records.teachers import (
@@ -59,6 +68,7 @@ __all__ = [
     "COLUMN_DISTANCES",
     "REFRESH_MODES",
     "Baseline",
+    "BlockScore",
     "Certificate",
     "CheckFailure",
     "ClusterScores",
@@ -81,11 +91,17 @@ __all__ = [
     "LayerSensitivity",
     "LossBaseline",
     "ModelRef",
+    "PoolEvidence",
+    "PoolMember",
+    "PoolState",
+    "PredictedGain",
     "Process",
     "Proof",
     "Quality",
     "Questions",
+    "RealisedGain",
     "Reason",
+    "Reckoning",
     "Record",
     "Refresh",
     "RefreshModeName",
