@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
 
 __all__ = [
+    "Correction",
     "LARGEST_AUTOCORRELATION",
     "NORMAL_QUANTILE_95",
     "PSEUDO_ROWS",
@@ -17,6 +19,7 @@ __all__ = [
     "brier",
     "cluster_ids",
     "clustered_error",
+    "fit_correction",
     "fit_temperature",
     "half_brier",
     "nanoseconds",
@@ -111,6 +114,63 @@ def fit_temperature(logits: Array, labels: Array, among: Sequence[float] | None 
 
     best = minimize_scalar(loss, bounds=(math.log(TEMPERATURES[0]), math.log(TEMPERATURES[1])), method="bounded")
     return math.exp(best.x) if best.fun < loss(0.0) else 1.0
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A temperature and a bias per action: ``softmax(log p / T + b)``.
+
+    :ivar temperature: above 1: the model was overconfident.
+    :ivar bias: float ``[K]``, mean 0; it moves the thresholds between the actions.
+    """
+
+    temperature: float
+    bias: Array
+
+    def apply(self, log_probs: Array) -> Array:
+        """Corrected log probabilities, float32 ``[n, K]``."""
+        scaled = log_probs / np.float32(self.temperature) + self.bias.astype(np.float32)
+        scaled = scaled - scaled.max(axis=1, keepdims=True)
+        corrected: Array = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
+        return corrected
+
+
+def fit_correction(log_probs: Array, labels: Array, prior_rows: float = 50.0) -> Correction:
+    """The temperature and the biases of least penalised log loss on these rows.
+
+    Bias-corrected temperature scaling (Alexandari, Kundaje and Shrikumar 2020, "Maximum Likelihood with Bias-Corrected
+    Calibration is Hard-To-Beat at Label Shift Adaptation", §3). The penalty ``prior_rows/2 · (ln² T + |b|²)`` counts as
+    much as that many rows, so few rows correct little.
+
+    :param log_probs: ``[n, K]``; without rows nothing is corrected.
+    :param labels: action indices ``[n]``.
+
+    >>> log_probs = np.log(np.tile([0.5, 0.5], (1000, 1)))
+    >>> correction = fit_correction(log_probs, np.array([0] * 800 + [1] * 200))
+    >>> np.exp(correction.apply(log_probs[:1])).round(2).tolist()
+    [[0.77, 0.23]]
+    """
+    from scipy.optimize import minimize
+
+    x, count, actions = np.asarray(log_probs, dtype=np.float64), len(labels), log_probs.shape[1]
+    if not count:
+        return Correction(1.0, np.zeros(actions))
+    onehot = np.zeros((count, actions))
+    onehot[np.arange(count), labels] = 1.0
+
+    def loss(parameters: Array) -> tuple[float, Array]:
+        inverse, bias = math.exp(-parameters[0]), parameters[1:]
+        scaled = inverse * x + bias
+        scaled -= scaled.max(axis=1, keepdims=True)
+        log_p = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
+        residual = np.exp(log_p) - onehot
+        gradient = np.append(-inverse * float((residual * x).sum()), residual.sum(axis=0))
+        penalty = 0.5 * prior_rows * float(parameters @ parameters)
+        return float(-(log_p * onehot).sum()) + penalty, gradient + prior_rows * parameters
+
+    bounds = [(-1.5, 1.5)] + [(-3.0, 3.0)] * actions
+    best = minimize(loss, np.zeros(1 + actions), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 50})
+    return Correction(math.exp(best.x[0]), best.x[1:] - best.x[1:].mean())
 
 
 # --------------------------------------------------------------------------- clusters

@@ -1,0 +1,1 @@
+"""Replay: any policy on a stretch of history. Models are trained once a step and scored on all later steps."""

@@ -1,0 +1,177 @@
+"""The models that could have been made at each step of a history: each trained once and scored on all later steps.
+
+So every policy that trains from scratch is arithmetic on one table, ``loss[k, t]``: the loss in step ``t`` of the model
+that was trained just before step ``k``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from multiprocessing import get_context
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import rankdata
+
+from stillhouse.replay.history import History
+from stillhouse.replay.training import TrainedModel, train_student
+from stillhouse.stats import Correction, fit_correction
+
+__all__ = ["Made", "World"]
+
+Array = np.ndarray[Any, Any]
+TrainFunction = Callable[[Any, Any, Any], TrainedModel]
+
+
+class Made(NamedTuple):
+    """A model that could be made: by a training before step ``trained``, perhaps recalibrated before a later one.
+
+    :ivar held_out: whether the test window before the training was left out, as for a challenger of the gate.
+    :ivar recalibrated: step before which its confidence and thresholds were fitted; None: never.
+    """
+
+    trained: int
+    held_out: bool = False
+    recalibrated: int | None = None
+
+    @property
+    def made(self) -> int:
+        """The step before which it was made."""
+        return self.trained if self.recalibrated is None else self.recalibrated
+
+
+@dataclass
+class World:
+    """All models of a history, made on demand and kept.
+
+    :ivar train: how a student is trained; by default as a refresh does.
+    :ivar clip: smallest probability that the log loss counts.
+    """
+
+    history: History
+    train: TrainFunction = train_student
+    clip: float = 0.01
+    _log_probs: dict[Made, Array] = field(default_factory=dict)
+    _losses: dict[Made, dict[str, Array]] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps T."""
+        return self.history.steps
+
+    # ----------------------------------------------------------------- models
+
+    def prepare(self, processes: int | None = None) -> None:
+        """Train the model of each step, in parallel.
+
+        :param processes: None: one a core.
+        """
+        missing = [step for step in range(self.steps) if Made(step) not in self._log_probs]
+        workers = min(processes or os.cpu_count() or 1, len(missing))
+        if workers <= 1:
+            for step in missing:
+                self.log_probs(Made(step))
+            return
+        with ProcessPoolExecutor(workers, get_context("forkserver"), _start_worker, (self.history, self.train)) as pool:
+            for step, log_probs in zip(missing, pool.map(_train_in_worker, missing), strict=True):
+                self._log_probs[Made(step)] = log_probs
+
+    def log_probs(self, made: Made) -> Array:
+        """Logarithms of the model's probabilities on the rows from the step of its training on, float32 ``[m, K]``."""
+        if made not in self._log_probs:
+            if made.recalibrated is None:
+                self._log_probs[made] = _train(self.history, self.train, made.trained, made.held_out)
+            else:
+                base = self.log_probs(made._replace(recalibrated=None))
+                return self.correction(made).apply(base)
+        return self._log_probs[made]
+
+    def correction(self, made: Made) -> Correction:
+        """The recalibration of a model before step ``made.recalibrated``, on the newest rows new to the model."""
+        assert made.recalibrated is not None
+        base = self.log_probs(made._replace(recalibrated=None))
+        rows = self.rows_known(made.trained, made.recalibrated)
+        return fit_correction(base[rows - self._first_row(made)], self.history.labels[rows])
+
+    def rows_known(self, trained: int, decision: int, weeks: float = 4.0) -> Array:
+        """Rows of at most the last ``weeks``, new to a model trained before step ``trained``, with known outcomes."""
+        back = max(1, round(timedelta(weeks=weeks) / self.history.step))
+        offsets = self.history.offsets
+        rows = slice(int(offsets[max(trained, decision - back)]), int(offsets[decision]))
+        return rows.start + np.flatnonzero(self.history.known_mask(rows, decision))
+
+    def _first_row(self, made: Made) -> int:
+        return int(self.history.offsets[made.trained])
+
+    # ----------------------------------------------------------------- scores
+
+    def losses(self, made: Made) -> dict[str, Array]:
+        """Mean scores of the model in each step by measure, float ``[T]``; NaN before it was made, or without rows."""
+        if made not in self._losses:
+            labels, first, log_probs = self.history.labels, self._first_row(made), self.log_probs(made)
+            table = {name: np.full(self.steps, np.nan) for name in ("log_loss", "accuracy", "auc")}
+            for step in range(made.made, self.steps):
+                rows = self.history.rows_of_step(step)
+                if rows.start < rows.stop:
+                    block = log_probs[rows.start - first : rows.stop - first]
+                    for name, value in score(block, labels[rows], self.clip).items():
+                        table[name][step] = value
+            self._losses[made] = table
+        return self._losses[made]
+
+    def known_losses(self, made: Made, decision: int, step: int, weights: Sequence[float] = ()) -> tuple[float, int]:
+        """Mean clipped log loss of the model on the rows of ``step`` whose outcomes are known at ``decision``."""
+        rows = self.history.rows_of_step(step)
+        known = self.history.known_mask(rows, decision)
+        if not known.any():
+            return math.nan, 0
+        first, labels = self._first_row(made), self.history.labels[rows]
+        block = self.log_probs(made)[rows.start - first : rows.stop - first][known]
+        return score(block, labels[known], self.clip)["log_loss"], int(known.sum())
+
+
+def score(log_probs: Array, labels: Array, clip: float) -> dict[str, float]:
+    """Clipped log loss, accuracy and, for two actions, the AUC (NaN with one outcome) of one block of rows."""
+    rows = np.arange(len(labels))
+    auc = math.nan
+    if log_probs.shape[1] == 2 and 0 < labels.sum() < len(labels):
+        ranks, positive = rankdata(log_probs[:, 1] - log_probs[:, 0]), labels == 1
+        m = int(positive.sum())
+        auc = float((ranks[positive].sum() - m * (m + 1) / 2) / (m * (len(labels) - m)))
+    return {
+        "log_loss": float(-np.maximum(log_probs[rows, labels], math.log(clip)).mean()),
+        "accuracy": float((log_probs.argmax(axis=1) == labels).mean()),
+        "auc": auc,
+    }
+
+
+# --------------------------------------------------------------------------- training
+
+
+def _train(history: History, train: TrainFunction, step: int, held_out: bool) -> Array:
+    """Log probabilities on all rows from ``step`` on, float32 ``[m, K]``."""
+    index = history.training_index(step, history.settings.windows.test if held_out else timedelta(0))
+    ready = None if history.ready is None else history.ready[index]
+    model = train(history.settings, history.rows.iloc[index].reset_index(drop=True), ready)
+    later = history.rows.iloc[int(history.offsets[step]) : int(history.offsets[-1])]
+    probs = np.clip(model.predict(later), 1e-7, 1.0)
+    return np.log(probs / probs.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+_WORKER: dict[str, Any] = {}
+
+
+def _start_worker(history: History, train: TrainFunction) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    _WORKER.update(history=history, train=train)
+
+
+def _train_in_worker(step: int) -> Array:
+    return _train(_WORKER["history"], _WORKER["train"], step, False)
