@@ -3,10 +3,10 @@
 **Rules.** A member becomes champion if all of this holds:
 
 1. it may become champion at all (budgets, signature, size);
-2. it is proven: a member that was made after the champion must be proven not worse by the margin, and have a positive
-   shrunken gain; an older one (the previous champion, an earlier refusal, the first model) must be proven better. So
-   two equal models do not take turns, and a chain of promotions that are each "not much worse" ends at the first model,
-   which is compared on current rows like all others;
+2. it is proven: better than the champion; or, for a member that was made after the champion, not worse by the margin,
+   with a shrunken gain that is positive and the largest of the pool, the first model (never refreshed) included. So two
+   equal models do not take turns, and promotions that are each "not much worse" cannot follow each other: an older
+   model that is better on current rows stands in their way, and comes back when it is proven better;
 3. the newest complete block does not speak against it.
 
 Of several such members the one with the largest shrunken gain is chosen. If it is the one that the champion replaced,
@@ -67,12 +67,15 @@ def choose_champion(state: PoolState, *, allow_promotion: bool) -> ChampionChoic
     """
     members = {member.model: member for member in state.members}
     champion = members.get(state.champion)
+    compared = [
+        (members[one.member], one)
+        for one in state.evidence
+        if one.member in members and one.champion == state.champion and one.member != state.champion
+    ]
+    best_gain = max((evidence.shrunken_gain for member, evidence in compared if _is_rival(member)), default=0.0)
     reasons, ready = [], []
-    for evidence in state.evidence:
-        member = members.get(evidence.member)
-        if member is None or evidence.champion != state.champion or member.model == state.champion:
-            continue
-        reason = _judge_member(member, evidence, champion, allow_promotion)
+    for member, evidence in compared:
+        reason = _judge_member(member, evidence, champion, best_gain, allow_promotion)
         reasons.append(reason)
         if not reason.failed:
             ready.append(evidence)
@@ -166,14 +169,22 @@ def member_shares(members: Sequence[PoolMember], champion: str) -> dict[str, flo
 # --------------------------------------------------------------------------- reasons
 
 
+def _is_rival(member: PoolMember) -> bool:
+    """Whether a larger gain of this member stands in the way of another; the first model is always a yardstick."""
+    return member.promotable or member.role == "never_refreshed"
+
+
 def _judge_member(
-    member: PoolMember, evidence: PoolEvidence, champion: PoolMember | None, allow_promotion: bool
+    member: PoolMember, evidence: PoolEvidence, champion: PoolMember | None, best_gain: float, allow_promotion: bool
 ) -> Reason:
     """Why the member may not become champion now, or, not failed, what proves that it may."""
     if not member.promotable:
         text = f"{member.model} may not become champion: {member.why_not or 'it is only scored'}"
         return Reason(measure="promotable", failed=True, text=text)
-    proof = _proof(member, evidence, champion)
+    is_newer = member.role != "previous" and champion is not None and member.made_at > champion.made_at
+    proof = _proof_of_not_worse(evidence, best_gain) if is_newer else _proof_of_better(evidence)
+    if proof.failed and is_newer and evidence.log_better >= evidence.log_threshold:
+        proof = _proof_of_better(evidence)
     if proof.failed:
         return proof
     if veto := newest_block_veto(evidence):
@@ -187,19 +198,41 @@ def _judge_member(
     return proof
 
 
-def _proof(member: PoolMember, evidence: PoolEvidence, champion: PoolMember | None) -> Reason:
-    is_newer = member.role != "previous" and champion is not None and member.made_at > champion.made_at
-    value = evidence.log_not_worse if is_newer else evidence.log_better
-    claim = "not worse by the margin" if is_newer else "better"
+def _proof_of_better(evidence: PoolEvidence) -> Reason:
+    return _proof(evidence, evidence.log_better, "better", f"better than {evidence.champion}")
+
+
+def _proof_of_not_worse(evidence: PoolEvidence, best_gain: float) -> Reason:
+    proof = _proof(evidence, evidence.log_not_worse, "not_worse", f"not worse than {evidence.champion} by the margin")
+    if proof.failed:
+        labels = evidence.labels_needed
+        return proof.model_copy(update={"text": f"{proof.text}; about {labels} more labels"}) if labels else proof
+    gain = evidence.shrunken_gain
+    if gain <= 0:
+        return proof.model_copy(
+            update={"failed": True, "text": f"{proof.text}; but its shrunken gain is {gain:+.4f}, not above 0"}
+        )
+    if gain < best_gain:
+        return proof.model_copy(
+            update={
+                "failed": True,
+                "text": f"{proof.text}; but another member gains more ({best_gain:+.4f} against {gain:+.4f}, shrunken)",
+            }
+        )
+    return proof
+
+
+def _proof(evidence: PoolEvidence, value: float, name: str, claim: str) -> Reason:
     proven = value >= evidence.log_threshold
     text = (
-        f"{member.model} is {'' if proven else 'not yet '}proven {claim} than {evidence.champion} on {evidence.blocks} "
-        f"complete blocks ({evidence.rows} rows): {evidence.measure} {evidence.gain:+.4f}, evidence {value:.2f} of "
-        f"{evidence.log_threshold:.2f}"
+        f"{evidence.member} is {'' if proven else 'not yet '}proven {claim} on "
+        f"{evidence.blocks} complete blocks ({evidence.rows} rows): {evidence.measure} {evidence.gain:+.4f}, evidence "
+        f"{value:.2f} of {evidence.log_threshold:.2f}"
     )
-    if not proven and is_newer and evidence.labels_needed:
-        text += f"; about {evidence.labels_needed} more labels"
-    if proven and evidence.shrunken_gain <= 0:
-        proven, text = False, f"{text}; but its shrunken gain is {evidence.shrunken_gain:+.4f}, not above 0"
-    measure = f"{evidence.measure}:{'not_worse' if is_newer else 'better'}"
-    return Reason(measure=measure, value=value, threshold=evidence.log_threshold, failed=not proven, text=text)
+    return Reason(
+        measure=f"{evidence.measure}:{name}",
+        value=value,
+        threshold=evidence.log_threshold,
+        failed=not proven,
+        text=text,
+    )

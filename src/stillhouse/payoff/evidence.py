@@ -7,22 +7,24 @@ better and divided by the length of the score's range, so it lies in −1…1.
 **Bets.** A null hypothesis says that the mean difference given the past is at most ``m``. Let ``y`` be the difference
 of a block minus ``m``. A bet of size ``λ`` multiplies its stake by
 
-    1 + clip(λ y, −0.9, 0.9) ,
+    1 + clip(λ y, −0.99, 0.7) ,
 
 and the e-value is the mean of the stakes of thirteen bets, ``λ`` = ½, 1, 2, … 2048, each with a stake of 1 at the
 beginning (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting", §4, without the
 clip). By Ville's inequality it ever exceeds ``1/α`` with probability at most ``α``. The mean of a factor given the past
 is at most 1 under **either** of two conditions:
 
-- ``y ≥ −0.9/λ``: then the factor is at most ``1 + λ y``. The smallest bets meet this for every bounded score, the
+- ``y ≥ −0.99/λ``: then the factor is at most ``1 + λ y``. The smallest bets meet this for every bounded score, the
   larger ones where no block can be that bad;
-- the distribution of ``y`` given the past is symmetric about its mean: the factor is 1 plus an odd increasing function
-  of ``λ y``, like the factor of a sign test. The mean of the paired differences of hundreds of rows is nearly so.
+- the distribution of ``y`` given the past is symmetric about its mean: the factor is at most 1 plus an odd increasing
+  function of ``λ y``, like the factor of a sign test.
 
 Without the second condition no test of bounded scores is of use here: as long as one block in a thousand may be the
-worst possible one, a margin of .01 on a log loss in 0…4.6 needs some 2,000 blocks. The price of it: one block multiplies
-the e-value at most by 1.9, so a proof takes about ten blocks at least. Not covered: members whose blocks are good nearly
-always, and disastrous so rarely that no block has shown it.
+worst possible one, a margin of .01 on a log loss in 0…4.6 needs some 2,000 blocks. Mean differences of two models are
+skewed, however (on a few bad days one of them is much worse). Therefore a bet loses nearly all of its stake where its
+first condition is broken, and wins are cut earlier than losses; so skewed blocks keep to the error, too, unless a
+member is good nearly always, and disastrous so rarely that no block has shown it. The price: one block multiplies the
+e-value at most by 1.7, so a proof takes about a dozen blocks at least.
 
 **Weights.** A block with fewer rows than the earlier ones have on average bets in proportion to its rows, because the
 best bet on a mean is inverse to its variance. The number of rows is known before the outcomes, so the bets stay valid.
@@ -35,7 +37,7 @@ smaller autocorrelations, which fall as fast. ``autocorrelation`` comes from :fu
 most ½, as for the drift evidence. Under ½ a proof needs up to five times the blocks. Not covered: a larger coefficient.
 
 **AUC.** The AUC of a block is no mean over its rows. It is compared by DeLong's clustered test on the first 1, 2, 4, 8,
-… blocks; look ``j`` spends the share ``6/(π² j²)`` of the error. The clusters are the blocks, or, with fewer than ten of
+… blocks; look ``j`` spends the share ``6/(π² j²)`` of the error. The clusters are the blocks, or, with fewer than 10 of
 them, at least twenty runs of neighbouring rows. The standard error is multiplied by ``√((1 + φ)/(1 − φ))``, with ``φ =
 autocorrelation``, and the quantile is Student's. Between two looks the last one counts. The logarithms are ``−ln(p /
 share of the look)``: they reach the threshold when the bound at the spent error does.
@@ -61,7 +63,6 @@ from stillhouse.stats import LARGEST_AUTOCORRELATION, NORMAL_QUANTILE_95, cluste
 
 __all__ = [
     "BET_SIZES",
-    "DEFAULT_AUTOCORRELATION",
     "accumulate_bets",
     "compare_members",
     "estimate_autocorrelation",
@@ -76,8 +77,8 @@ Array = np.ndarray[Any, Any]
 BET_SIZES = 2.0 ** np.arange(-1, 12)
 """λ, for differences in −1…1."""
 
-LARGEST_CHANGE = 0.9  # of a stake by one block, as a share of it
-DEFAULT_AUTOCORRELATION = 0.25
+LARGEST_LOSS, LARGEST_WIN = 0.99, 0.7  # of a stake by one block, as a share of it
+LARGEST_LOG = 690.0  # of a stake, in either direction: floating-point numbers end at 709
 MIN_BLOCKS_FOR_AUTOCORRELATION = 30
 MIN_BLOCKS_FOR_DEVIATION = 3  # with fewer the range of the score bounds the standard error
 MIN_OUTCOMES_FOR_AUC, MIN_BLOCK_CLUSTERS, ROW_CLUSTERS = 10, 10, 20
@@ -119,7 +120,7 @@ def compare_members(
     since: datetime,
     error: float,
     share: float = 1.0,
-    autocorrelation: float = DEFAULT_AUTOCORRELATION,
+    autocorrelation: float = LARGEST_AUTOCORRELATION,
     horizon: timedelta | None = None,
 ) -> PoolEvidence | None:
     """The evidence about ``member`` against ``champion``. It depends on the arguments only.
@@ -202,34 +203,35 @@ def spent_share(number: int) -> float:
 
 
 def accumulate_bets(
-    differences: Array, null: float, autocorrelation: float = 0.0, weights: Array | float = 1.0
+    differences: Array, null: float, autocorrelation: Array | float = 0.0, weights: Array | float = 1.0
 ) -> Array:
     """Logarithm of the e-value after each block against "the mean difference is at most ``null``", ``[…, n]``.
 
     >>> always_better = np.full(12, 0.1)
     >>> accumulate_bets(always_better, null=0.0)[[0, 5, 11]].round(2).tolist()
-    [0.51, 3.48, 7.28]
+    [0.43, 2.88, 6.01]
 
     :param differences: mean differences of the blocks in −1…1, in the order of time, ``[…, n]``; leading axes are
         parallel series.
     :param null: −1…1.
-    :param autocorrelation: upper bound of the coefficient of neighbouring blocks, 0…½.
+    :param autocorrelation: upper bound of the coefficient of neighbouring blocks, 0…½, ``[…]`` or a number.
     :param weights: relative size of each bet, 0…1, ``[n]`` or a number; known before the block's outcomes.
     """
     above = np.asarray(differences, dtype=np.float64) - null
     before = np.concatenate([np.zeros_like(above[..., :1]), above[..., :-1]], axis=-1)
-    coefficients = (0.0, autocorrelation / 2, autocorrelation) if autocorrelation else (0.0,)
-    result: Array = np.minimum.reduce([_mix_bets((above - phi * before) * weights) for phi in coefficients])
+    bound = np.asarray(autocorrelation, dtype=np.float64)[..., None]
+    shares = (0.0, 0.5, 1.0) if bound.any() else (0.0,)
+    result: Array = np.minimum.reduce([_mix_bets((above - share * bound * before) * weights) for share in shares])
     return result
 
 
-def _mix_bets(stakes_on: Array) -> Array:
-    """Logarithm of the mean stake of all bets after each block, ``[…, n]``."""
-    total = np.full(stakes_on.shape, -np.inf)
+def _mix_bets(bet_on: Array) -> Array:
+    """Logarithm of the mean stake of all bets after each block, ``[…, n]``, within ± :data:`LARGEST_LOG`."""
+    total = np.full(bet_on.shape, math.exp(-LARGEST_LOG))
     for size in BET_SIZES:
-        factors = np.log1p(np.clip(size * stakes_on, -LARGEST_CHANGE, LARGEST_CHANGE))
-        total = np.logaddexp(total, np.cumsum(factors, axis=-1))
-    result: Array = total - math.log(len(BET_SIZES))
+        factors = np.log1p(np.clip(size * bet_on, -LARGEST_LOSS, LARGEST_WIN))
+        total += np.exp(np.minimum(np.cumsum(factors, axis=-1), LARGEST_LOG))
+    result: Array = np.log(total / len(BET_SIZES))
     return result
 
 
@@ -251,13 +253,13 @@ def estimate_autocorrelation(series: Sequence[Array]) -> float:
     """An upper bound (95 %, one-sided) of the autocorrelation of neighbouring blocks' differences, 0…½.
 
     The estimate is pooled over pairs of models, each with its own mean. It is corrected for the bias ``−(1 + 3r)/n``
-    (Marriott and Pope 1954, "Bias in the estimation of autocorrelations", §2), and its standard error ``1/√n`` counts
+    (Marriott and Pope 1954, "Bias in the estimation of autocorrelations"), and its standard error ``1/√n`` counts
     the blocks of the longest series only, as the pairs share their rows. With fewer than thirty blocks it is
-    :data:`DEFAULT_AUTOCORRELATION`.
+    ½, and never above.
 
     >>> rng = np.random.default_rng(0)
-    >>> round(estimate_autocorrelation([rng.normal(size=400)]), 2)
-    0.08
+    >>> round(estimate_autocorrelation([rng.normal(size=400)]), 2), estimate_autocorrelation([rng.normal(size=20)])
+    (0.08, 0.5)
 
     :param series: differences of each pair, in the order of time, ``[n]``; n may differ.
     """
@@ -265,7 +267,7 @@ def estimate_autocorrelation(series: Sequence[Array]) -> float:
     longest = max((len(values) for values in centred), default=0)
     total = sum(float(values @ values) for values in centred)
     if longest < MIN_BLOCKS_FOR_AUTOCORRELATION or total <= 0:
-        return DEFAULT_AUTOCORRELATION
+        return LARGEST_AUTOCORRELATION
     raw = sum(float(values[1:] @ values[:-1]) for values in centred) / total
     bound = raw + (1 + 3 * raw) / longest + NORMAL_QUANTILE_95 / math.sqrt(longest)
     return min(max(bound, 0.0), LARGEST_AUTOCORRELATION)
