@@ -21,10 +21,11 @@ is at most 1 under **either** of two conditions:
 
 Without the second condition no test of bounded scores is of use here: as long as one block in a thousand may be the
 worst possible one, a margin of .01 on a log loss in 0…4.6 needs some 2,000 blocks. Mean differences of two models are
-skewed, however (on a few bad days one of them is much worse). Therefore a bet loses nearly all of its stake where its
-first condition is broken, and wins are cut earlier than losses; so skewed blocks keep to the error, too, unless a
-member is good nearly always, and disastrous so rarely that no block has shown it. The price: one block multiplies the
-e-value at most by 1.7, so a proof takes about a dozen blocks at least.
+skewed, however: on a few bad days one of them is much worse. Therefore a bet loses nearly all of its stake where its
+first condition is broken, and wins are cut earlier than losses. So skewed blocks keep to the error, too, unless a
+member is good nearly always, and disastrous so rarely that few blocks show it (in simulations: if the margin is worth
+less than half a row of the worst score per block). The price: one block multiplies the e-value at most by 1.7, so a
+proof takes about a dozen blocks at least.
 
 **Weights.** A block with fewer rows than the earlier ones have on average bets in proportion to its rows, because the
 best bet on a mean is inverse to its variance. The number of rows is known before the outcomes, so the bets stay valid.
