@@ -228,10 +228,11 @@ def accumulate_bets(
 
 def _mix_bets(bet_on: Array) -> Array:
     """Logarithm of the mean stake of all bets after each block, ``[…, n]``, within ± :data:`LARGEST_LOG`."""
-    total = np.full(bet_on.shape, math.exp(-LARGEST_LOG))
-    for size in BET_SIZES:
-        factors = np.log1p(np.clip(size * bet_on, -LARGEST_LOSS, LARGEST_WIN))
-        total += np.exp(np.minimum(np.cumsum(factors, axis=-1), LARGEST_LOG))
+    total, stakes = np.full(bet_on.shape, math.exp(-LARGEST_LOG)), np.empty(bet_on.shape)
+    for size in BET_SIZES:  # in one buffer: the benchmark of the gate has many series
+        np.clip(np.multiply(bet_on, size, out=stakes), -LARGEST_LOSS, LARGEST_WIN, out=stakes)
+        np.cumsum(np.log1p(stakes, out=stakes), axis=-1, out=stakes)
+        total += np.exp(np.minimum(stakes, LARGEST_LOG, out=stakes), out=stakes)
     result: Array = np.log(total / len(BET_SIZES))
     return result
 
