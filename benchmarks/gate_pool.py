@@ -32,7 +32,7 @@ from stillhouse.stats import NORMAL_QUANTILE_95
 __all__ = ["KINDS", "choose_members", "draw_noise", "measure_pool"]
 
 MARGIN, CONFIDENCE, ROWS = 0.01, 0.95, 500
-REIGNS, MEMBERS, HISTORY, SEED = 50, 5, 200, 20_261_207
+REIGNS, MEMBERS, HISTORY, SEED = 50, 5, 200, 20_261_208
 OLDER = ("first", "previous")
 BLOCKS = 60
 """Blocks of a reign in which nobody is promoted."""
