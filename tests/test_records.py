@@ -12,7 +12,9 @@ from stillhouse import records
 from stillhouse.records import (
     REFRESH_MODES,
     Baseline,
+    BlockScore,
     Certificate,
+    ChampionChoice,
     CheckFailure,
     ClusterScores,
     ColumnDrift,
@@ -33,10 +35,16 @@ from stillhouse.records import (
     LayerSensitivity,
     LossBaseline,
     ModelRef,
+    PoolEvidence,
+    PoolMember,
+    PoolState,
+    PredictedGain,
     Proof,
     Quality,
     Questions,
+    RealisedGain,
     Reason,
+    Reckoning,
     Record,
     Refresh,
     RefreshModeName,
@@ -195,6 +203,68 @@ REFRESH = Refresh(
     run_id="abc",
     verdict=VERDICT,
 )
+BLOCK_SCORE = BlockScore(
+    member="toy@2",
+    start=NOW,
+    end=NOW + timedelta(days=1),
+    complete=True,
+    rows=2,
+    rows_key="0123456789abcdef",
+    log_loss=0.3,
+    half_brier=0.1,
+    accuracy=0.5,
+    probs=(0.1, 0.7),
+    labels=(0, 1),
+)
+POOL_MEMBER = PoolMember(
+    model="toy@2", role="challenger", made_at=NOW, shaped_until=NOW, mode="redistil", train_rows=900, promotable=True
+)
+POOL_EVIDENCE = PoolEvidence(
+    member="toy@2",
+    champion="toy@1",
+    measure="log_loss",
+    since=NOW,
+    until=NOW + timedelta(days=9),
+    blocks=9,
+    rows=4_500,
+    gain=0.01,
+    shrunken_gain=0.004,
+    standard_error=0.005,
+    share=0.3,
+    log_not_worse=2.5,
+    log_better=0.5,
+    log_worse=-2.0,
+    log_threshold=5.8,
+)
+POOL_STATE = PoolState(
+    champion="toy@1", as_of=NOW, reign=1, reign_began=NOW, members=(POOL_MEMBER,), evidence=(POOL_EVIDENCE,)
+)
+CHAMPION_CHOICE = ChampionChoice(action="keep", champion="toy@1", member="toy@1", text="toy@1 stays champion")
+PREDICTED_GAIN = PredictedGain(response="redistil", model=None, gain=0.02, standard_error=0.01, price=0.005, text="new")
+REALISED_GAIN = RealisedGain(
+    response="redistil",
+    as_of=NOW,
+    champion="toy@2",
+    replaced="toy@1",
+    predicted=0.02,
+    realised=0.015,
+    standard_error=0.004,
+    rows=900,
+    weeks=3.0,
+)
+RECKONING = Reckoning(
+    measure="log_loss",
+    unit="nats",
+    horizon_weeks=1.0,
+    exchange_rate=0.005,
+    decay=0.001,
+    age_weeks=4.0,
+    excess=0.01,
+    rate=0.003,
+    responses=(PREDICTED_GAIN,),
+    chosen="redistil",
+    text="a redistillation pays",
+)
 QUESTIONS = Questions(rows=100, without_outcome=20, known=10, asked=30, answered=29, limited=True)
 SPENDING = Spending(calls=7, rows=5, input_tokens=900, output_tokens=40, seconds=1.5, money=0.1 + 0.2)
 EXAMINATION = Examination(
@@ -322,6 +392,14 @@ ALL: list[Record] = [
     SPENDING,
     EXAMINATION,
     QUESTIONS,
+    BLOCK_SCORE,
+    POOL_MEMBER,
+    POOL_EVIDENCE,
+    POOL_STATE,
+    CHAMPION_CHOICE,
+    PREDICTED_GAIN,
+    REALISED_GAIN,
+    RECKONING,
 ]
 every_record = pytest.mark.parametrize("record", ALL, ids=lambda record: type(record).__name__)
 

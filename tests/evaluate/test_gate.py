@@ -13,9 +13,9 @@ from scipy.stats import beta, binom
 from sklearn.metrics import roc_auc_score
 
 from stillhouse.errors import RegistryError
-from stillhouse.evaluate.gate import certify, compare_models, delong, judge, lower_bound, next_anchor, replay
+from stillhouse.evaluate.gate import certify, compare_models, judge, lower_bound, next_anchor, replay
 from stillhouse.records import Certificate, Verdict
-from stillhouse.stats import clustered_error
+from stillhouse.stats import clustered_error, delong
 
 Array = np.ndarray[Any, Any]
 

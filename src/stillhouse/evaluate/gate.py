@@ -12,7 +12,6 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from stillhouse.config import AgentConfig
 from stillhouse.errors import RegistryError
@@ -26,13 +25,12 @@ from stillhouse.evaluate.bounds import (
 from stillhouse.evaluate.power import rows_needed
 from stillhouse.evaluate.scorecard import replace_non_finite
 from stillhouse.records import Certificate, Comparison, Reason, Scorecard, Verdict, short_id
-from stillhouse.stats import clustered_error
+from stillhouse.stats import clustered_error, delong
 
 __all__ = [
     "RULE_VERSION",
     "certify",
     "compare_models",
-    "delong",
     "judge",
     "lower_bound",
     "next_anchor",
@@ -135,27 +133,6 @@ def _worst_auc_loss(moved: Array, sizes: Array, row: float) -> float:
     """
     distance = np.abs(moved)
     return max(row, float(-moved.min()), float(sizes.max() + distance.sum()) / (1 + int((distance > 1e-12).sum())))
-
-
-def delong(labels: Array, scores: Array) -> tuple[list[float], Array]:
-    """AUCs of two score vectors ``[2, n]`` against 0/1 labels, and each row's influence on their difference ``[n]``.
-
-    The influences are DeLong's structural components, centred and divided by the number of rows with their outcome;
-    they sum to 0. Computed from ranks (Sun and Xu 2014, eq. 9–13).
-    """
-    is_positive = labels == 1
-    positive, negative = scores[:, is_positive], scores[:, ~is_positive]
-    m, n = positive.shape[1], negative.shape[1]
-    rank_in_positive = np.stack([rankdata(row) for row in positive])
-    rank_in_negative = np.stack([rankdata(row) for row in negative])
-    rank_in_all = np.stack([rankdata(row) for row in np.hstack([positive, negative])])
-    placement_of_positive = (rank_in_all[:, :m] - rank_in_positive) / n
-    placement_of_negative = 1 - (rank_in_all[:, m:] - rank_in_negative) / m
-    aucs = placement_of_positive.mean(axis=1)
-    influence = np.empty(len(labels))
-    influence[is_positive] = (placement_of_positive[0] - placement_of_positive[1] - (aucs[0] - aucs[1])) / m
-    influence[~is_positive] = (placement_of_negative[0] - placement_of_negative[1] - (aucs[0] - aucs[1])) / n
-    return [float(auc) for auc in aucs], influence
 
 
 def judge(certificate: Certificate) -> Verdict:

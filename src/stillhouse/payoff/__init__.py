@@ -1,1 +1,1 @@
-"""Which response pays: scores of a pool of models, what each response is predicted to gain, and sequential proof."""
+"""Payoff: the scores of a pool of models, sequential evidence about its members, and which of them should decide."""

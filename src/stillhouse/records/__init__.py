@@ -29,6 +29,7 @@ from stillhouse.records.evidence import Cost, EvidenceRows, EvidenceStep, LossBa
 from stillhouse.records.models import ModelRef, StudentRef, TeacherRef
 from stillhouse.records.pool import (
     BlockScore,
+    ChampionChoice,
     PoolEvidence,
     PoolMember,
     PoolState,
@@ -70,6 +71,7 @@ __all__ = [
     "Baseline",
     "BlockScore",
     "Certificate",
+    "ChampionChoice",
     "CheckFailure",
     "ClusterScores",
     "ColumnDistance",

@@ -7,9 +7,18 @@ from typing import Literal
 from pydantic import AwareDatetime, Field
 
 from stillhouse.records.base import Fraction, Record
-from stillhouse.records.verdicts import Response
+from stillhouse.records.verdicts import Reason, Response
 
-__all__ = ["BlockScore", "PoolEvidence", "PoolMember", "PoolState", "PredictedGain", "RealisedGain", "Reckoning"]
+__all__ = [
+    "BlockScore",
+    "ChampionChoice",
+    "PoolEvidence",
+    "PoolMember",
+    "PoolState",
+    "PredictedGain",
+    "RealisedGain",
+    "Reckoning",
+]
 
 MemberRole = Literal["champion", "previous", "challenger", "refused", "final_fit", "never_refreshed"]
 
@@ -30,7 +39,9 @@ class BlockScore(Record):
     log_loss: float = Field(ge=0.0, description="mean −ln p(outcome), with p clipped at `quality.clip` (nats)")
     half_brier: Fraction = Field(description="mean ½ Σ_k (p_k − y_k)²")
     accuracy: Fraction
-    score: float | None = Field(default=None, description="mean of the user's own score; None: there is none")
+    score: float | None = Field(
+        default=None, description="mean of the user's own score, oriented so that more is better; None: there is none"
+    )
     probs: tuple[float, ...] = Field(
         default=(), description="with two actions: p of the second action, row by row in the order of time and id"
     )
@@ -44,8 +55,8 @@ class PoolMember(Record):
     role: MemberRole
     made_at: AwareDatetime = Field(description="time of its refresh: when it entered the pool")
     shaped_until: AwareDatetime = Field(
-        description="nothing that was observed later has shaped it: neither training, nor calibration, nor compression, "
-        "nor the fit of its teacher"
+        description="nothing observed later has shaped it: neither training, nor calibration, nor compression, nor the "
+        "fit of its teacher"
     )
     mode: str = Field(description="how its student was made, or `final_fit`")
     train_rows: int = Field(default=0, ge=0)
@@ -89,6 +100,18 @@ class PoolState(Record):
     reign_began: AwareDatetime
     members: tuple[PoolMember, ...]
     evidence: tuple[PoolEvidence, ...] = ()
+
+
+class ChampionChoice(Record):
+    """Which member of the pool should be champion now, and why."""
+
+    action: Literal["keep", "promote", "undo"] = Field(
+        description="undo: back to the member that the champion replaced, which is proven better"
+    )
+    champion: str = Field(description="the reigning champion")
+    member: str = Field(description="who should be champion; with `keep` the reigning one")
+    text: str = Field(description="one sentence")
+    reasons: tuple[Reason, ...] = Field(default=(), description="of each member, in the order of the pool")
 
 
 class PredictedGain(Record):
