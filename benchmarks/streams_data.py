@@ -1,21 +1,41 @@
 """The streams of `benchmarks.streams`: rows in the order of time, the settings of the agent that decides them, steps.
 
-:func:`dev_streams` are for development: no result reports them, and constants may be chosen on them.
+:func:`dev_streams` are for development: no result reports them, and constants may be chosen on them. Of the streams
+that are reported, that holds for :func:`flights` and :func:`router` alone.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from stillhouse.config import AgentConfig
+from benchmarks.peers import peer
+from benchmarks.stream_files import cache_path, read_banking, read_mails, read_ratings
+from examples import flights as flights_example
+from examples import router as router_example
+from stillhouse.config import AgentConfig, load_file
 
-__all__ = ["Stream", "dev_streams"]
+__all__ = [
+    "RIVER_KINDS",
+    "Stream",
+    "banking",
+    "dev_streams",
+    "flights",
+    "movielens",
+    "river_stream",
+    "router",
+    "spam",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -24,7 +44,7 @@ FIRST_DAY = pd.Timestamp("2024-01-01T00:00:00Z")
 """Start of every generated stream, a Monday."""
 
 GENERATED_WEEKS = 80
-FIRST_STEPS = 8
+FIRST_WEEKS = 8
 
 
 @dataclass(frozen=True)
@@ -39,6 +59,9 @@ class Stream:
     :param rows: ``observation_id`` (unique), ``observed_at`` (UTC, not decreasing), the columns of ``settings``,
         ``outcome`` (action index, int64; −1: never known) and ``known_at`` (when the outcome is known, UTC).
     :param step: time between two chances to respond; steps are counted from ``start``.
+    :param min_step_rows: a step is prolonged by whole ``step`` until it has so many rows; rows at the end that are too
+        few belong to the step before.
+    :param begins_at: when step 0 begins (UTC), not after the first row; None: the midnight (UTC) before it.
     :param first_steps: steps before the first champion, whose rows it learns from.
     :param measure_note: what quality means on this stream, in a sentence.
     :param change_points: moments at which the concept begins to change, where they are known; for pages only.
@@ -57,12 +80,14 @@ class Stream:
     change_points: tuple[datetime, ...] = ()
     held_out: pd.DataFrame | None = None
     teacher_probs: Array | None = None
+    min_step_rows: int = 0
+    begins_at: pd.Timestamp | None = None
 
     @property
     def start(self) -> pd.Timestamp:
-        """The moment at which step 0 begins: the midnight (UTC) before the first row."""
+        """The moment at which step 0 begins."""
         first: pd.Timestamp = self.rows["observed_at"].iloc[0]
-        return first.floor("D")
+        return self.begins_at or first.floor("D")
 
     @property
     def steps(self) -> int:
@@ -72,12 +97,29 @@ class Stream:
     def step_numbers(self) -> Array:
         """The step of each row, int64 ``[len(rows)]``, not decreasing."""
         elapsed = (self.rows["observed_at"] - self.start) // pd.Timedelta(self.step)
-        return elapsed.to_numpy(dtype=np.int64)
+        periods = elapsed.to_numpy(dtype=np.int64)
+        return merge_periods(np.bincount(periods), self.min_step_rows)[periods]
 
     def rows_of(self, step: int) -> pd.DataFrame:
         """The rows of step ``step`` (0 … ``steps`` − 1); there may be none."""
         first, last = np.searchsorted(self.step_numbers(), [step, step + 1])
         return self.rows.iloc[first:last]
+
+
+def merge_periods(counts: Array, min_rows: int) -> Array:
+    """The step of each period, int64 ``[len(counts)]``: consecutive periods until a step has ``min_rows`` rows.
+
+    >>> merge_periods(np.array([5, 0, 3, 9, 1]), min_rows=8)
+    array([0, 0, 0, 1, 1])
+    """
+    steps, step, filled = np.zeros(len(counts), dtype=np.int64), 0, 0
+    for period, count in enumerate(counts):
+        steps[period] = step
+        filled += count
+        if filled >= min_rows:
+            step, filled = step + 1, 0
+    complete = steps.max() if filled == 0 else max(steps.max() - 1, 0)
+    return np.minimum(steps, complete)
 
 
 # --------------------------------------------------------------------------- settings
@@ -89,12 +131,14 @@ def agent_settings(
     columns: Mapping[str, Mapping[str, Any]],
     teacher: str,
     student: Mapping[str, Any] | None = None,
+    delay: str = "1d",
     **sections: Any,
 ) -> AgentConfig:
     """The settings of a stream's agent: defaults, but for its columns, its actions and its teacher.
 
     :param teacher: ``"module:Class"``.
     :param student: section ``student``; None: the default of a table.
+    :param delay: until an outcome is known, such as ``"1d"``.
     :param sections: further sections of the agent file, such as ``distillation``.
     """
     return AgentConfig.model_validate(
@@ -102,7 +146,7 @@ def agent_settings(
             "agent": name,
             "actions": actions,
             "observations": {"source": _SOURCE, "since": "1990-01-01T00:00:00Z", "columns": dict(columns)},
-            "outcomes": {"source": _SOURCE, "delay": "1d"},
+            "outcomes": {"source": _SOURCE, "delay": delay},
             "teachers": [
                 {"kind": "python", "name": "teacher", "target": teacher, "settings": {"actions": len(actions)}}
             ],
@@ -123,7 +167,8 @@ def no_source(start: datetime, end: datetime) -> pd.DataFrame:
 
 
 _SOURCE = f"{__name__}:{no_source.__name__}"
-_BOOSTING = "benchmarks.stream_teachers:Boosting"
+_TEACHERS = "benchmarks.stream_teachers"
+_LOG_LOSS = "log loss, with accuracy and AUC beside it"
 
 
 def table_columns(features: pd.DataFrame) -> dict[str, dict[str, str]]:
@@ -158,11 +203,11 @@ def generated_stream(
     )
     return Stream(
         name,
-        agent_settings(name, ["no", "yes"], table_columns(features), _BOOSTING),
+        agent_settings(name, ["no", "yes"], table_columns(features), f"{_TEACHERS}:Boosting"),
         rows,
         WEEK,
-        FIRST_STEPS,
-        "log loss, with accuracy and AUC beside it",
+        FIRST_WEEKS,
+        _LOG_LOSS,
         tuple((FIRST_DAY + week * WEEK).to_pydatetime() for week in change_weeks),
     )
 
@@ -221,3 +266,272 @@ def _number_columns(x: Array) -> pd.DataFrame:
 def _draw(rng: np.random.Generator, logits: Array) -> Array:
     """Outcomes 0 or 1 ``[n]``, of which 1 has the probability sigmoid(logits)."""
     return (rng.uniform(size=len(logits)) < 1 / (1 + np.exp(-logits))).astype(np.int64)
+
+
+# --------------------------------------------------------------------------- the agents of examples/
+
+
+def flights(step: timedelta = WEEK) -> Stream:
+    """Late departures from New York, 2013: 52 weeks of some 6,500 rows, eight of them before the first champion."""
+    start, end = flights_example.week_start(0), flights_example.week_start(52)
+    observations, outcomes = flights_example.departures(start, end), flights_example.lateness(start, end)
+    settings = load_file(_AGENTS / "flights.yaml")
+    note = "AUC, with log loss and accuracy beside it"
+    return _example_stream("flights", settings, observations, outcomes, step, FIRST_WEEKS, note, begins_at=start)
+
+
+def router(step: timedelta = DAY, first_weeks: int = 8) -> Stream:
+    """CLINC150's 150 intents, five domains of which arrive one by one from week 9 on (:mod:`examples.router`)."""
+    start = router_example.FIRST_DAY
+    end = start + router_example.WEEKS * WEEK
+    observations, outcomes = router_example.sentences(start, end), router_example.intents(start, end)
+    settings = load_file(_AGENTS / "router.yaml")
+    arrivals = sorted({week for week in router_example.STAGES.values() if week})
+    changes = tuple((start + week * WEEK).to_pydatetime() for week in arrivals)
+    note = "accuracy, mean of the weeks; log loss beside it"
+    return _example_stream("router", settings, observations, outcomes, step, first_weeks, note, changes)
+
+
+_AGENTS = Path(__file__).parent.parent / "agents"
+
+
+def _example_stream(
+    name: str,
+    settings: AgentConfig,
+    observations: pd.DataFrame,
+    outcomes: pd.DataFrame,
+    step: timedelta,
+    first_weeks: int,
+    measure_note: str,
+    change_points: tuple[datetime, ...] = (),
+    begins_at: pd.Timestamp | None = None,
+) -> Stream:
+    known = outcomes[["observation_id", "known_at", "action"]]
+    rows = observations.merge(known, on="observation_id", how="left", validate="one_to_one")
+    rows["outcome"] = _action_indices(settings, rows["action"])
+    rows = rows.drop(columns="action")
+    first_steps = round(first_weeks * WEEK / step)
+    return Stream(name, settings, rows, step, first_steps, measure_note, change_points, begins_at=begins_at)
+
+
+def _action_indices(settings: AgentConfig, actions: pd.Series[Any]) -> Array:
+    """Action indices, int64 ``[n]``; −1 for what is no action of the agent."""
+    index = {action: number for number, action in enumerate(settings.actions)}
+    return actions.map(index).fillna(-1).to_numpy(dtype=np.int64)
+
+
+# --------------------------------------------------------------------------- real streams
+
+
+def spam(step: timedelta = WEEK) -> Stream:
+    """6,046 dated mails, June 2001 to December 2002 (SpamAssassin's corpus), with at least 100 in a step.
+
+    Until July 2002 nearly all of them are spam; the first champion learns from the weeks until both classes are common
+    (:data:`SPAM_FIRST_DAY`). Outcomes are known after a day.
+    """
+    mails = read_mails()
+    settings = agent_settings(
+        "spam",
+        ["wanted", "spam"],
+        {"text": {"type": "text", "max_length": 4000}},
+        f"{_TEACHERS}:Words",
+        {"kind": "text", "encoder": {"type": "bag", "width": 96}, "length": 256, "widths": []},
+        windows={"train": "78w", "test": "7d", "current": "7d", "min_train_rows": 300},
+    )
+    rows = mails[["observation_id", "observed_at", "text"]].assign(
+        outcome=mails["spam"].astype(np.int64), known_at=mails["observed_at"] + DAY
+    )
+    stream = Stream("spam", settings, rows, step, 1, _LOG_LOSS, min_step_rows=100)
+    first = int((rows["observed_at"] < SPAM_FIRST_DAY).sum())
+    return replace(stream, first_steps=int(stream.step_numbers()[first]))
+
+
+SPAM_FIRST_DAY = pd.Timestamp("2002-07-29T00:00:00Z")
+"""When the first champion of :func:`spam` begins to decide, after some 1,600 mails, a third of them wanted."""
+
+
+def movielens(step: timedelta = WEEK, first_weeks: int = 4) -> Stream:
+    """100,000 ratings, September 1997 to April 1998: will this user give this film four stars or more?
+
+    The features are known at the moment (:func:`benchmarks.stream_files.parse_ratings`); so is the outcome at once.
+    """
+    ratings = read_ratings()
+    features = ratings.drop(columns=["observation_id", "observed_at", "liked"])
+    settings = agent_settings(
+        "movielens", ["other", "liked"], table_columns(features), f"{_TEACHERS}:Boosting", delay="0s"
+    )
+    rows = ratings.drop(columns="liked").assign(
+        outcome=ratings["liked"].astype(np.int64), known_at=ratings["observed_at"]
+    )
+    return Stream("movielens", settings, rows, step, round(first_weeks * WEEK / step), _LOG_LOSS)
+
+
+BANKING_WEEKS = 24
+BANKING_ARRIVALS = (0, 10, 17)
+"""First week of each of the three groups of intents in :func:`banking`."""
+
+
+def banking(variant: Literal["labels", "llm"] = "labels", seed: int = 0, step: timedelta = WEEK) -> Stream:
+    """BANKING77's 10,003 training sentences in 24 made-up weeks; two of three groups of its 77 intents arrive later.
+
+    Which intent belongs to which group, and when a sentence occurs, is decided by a hash with the seed. ``held_out``
+    are the 3,080 test sentences, which occur never. Both variants have people's labels as outcomes.
+
+    :param variant: "labels": the teacher is fitted on people's labels; "llm": ``teacher_probs`` and the column
+        ``answer`` of ``held_out`` (action index, −1: none) are the recorded answers of a language model.
+    """
+    train, test = (_stage(read_banking(split, variant == "llm"), seed) for split in ("train", "test"))
+    train = train[train["weeks"] < BANKING_WEEKS].sort_values("weeks", ignore_index=True)
+    settings = agent_settings(
+        f"banking_{variant}",
+        sorted(train["action"].unique()),
+        {"text": {"type": "text", "max_length": 500}},
+        f"{_TEACHERS}:SentenceEncoder",
+        {"kind": "text", "encoder": {"type": "bag", "width": 96}, "initialise": "teacher", "widths": []},
+    )
+    observed_at = FIRST_DAY + pd.to_timedelta((train["weeks"] * WEEK.total_seconds()).round(), unit="s")
+    rows = pd.DataFrame(
+        {
+            "observation_id": [f"banking-{digest}" for digest in train["digest"]],
+            "observed_at": observed_at,
+            "text": train["text"],
+            "outcome": _action_indices(settings, train["action"]),
+            "known_at": observed_at + DAY,
+        }
+    )
+    held_out = pd.DataFrame(
+        {
+            "observation_id": [f"banking-test-{digest}" for digest in test["digest"]],
+            "text": test["text"],
+            "outcome": _action_indices(settings, test["action"]),
+            "known_from": FIRST_DAY + pd.to_timedelta(test["arrival"], unit="D") * 7,
+        }
+    )
+    stream = Stream(
+        f"banking_{variant}",
+        settings,
+        rows,
+        step,
+        round(FIRST_WEEKS * WEEK / step),
+        "accuracy on sentences never seen, of the intents that have arrived",
+        tuple((FIRST_DAY + week * WEEK).to_pydatetime() for week in BANKING_ARRIVALS[1:]),
+        held_out,
+    )
+    if variant == "labels":
+        return stream
+    held_out["answer"] = _action_indices(settings, test["answer"])
+    return replace(stream, teacher_probs=_one_hot(_action_indices(settings, train["answer"]), len(settings.actions)))
+
+
+def _stage(sentences: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Sentences with ``digest`` (unique), ``arrival`` (week of their intent's group) and ``weeks`` (their moment)."""
+    intents = sorted(sentences["action"].unique(), key=lambda intent: _digest(seed, intent))
+    groups = {intent: index * len(BANKING_ARRIVALS) // len(intents) for index, intent in enumerate(intents)}
+    rows = sentences.drop_duplicates("text", ignore_index=True)
+    digests = [_digest(seed, text) for text in rows["text"]]
+    fraction = np.array([int(digest[:13], 16) / 16**13 for digest in digests])  # uniform in 0 … 1
+    arrival = np.array(BANKING_ARRIVALS)[rows["action"].map(groups).to_numpy(dtype=np.int64)]
+    return rows.assign(
+        digest=[digest[:12] for digest in digests],
+        arrival=arrival,
+        weeks=arrival + fraction * (BANKING_WEEKS - arrival),
+    )
+
+
+def _digest(seed: int, text: str) -> str:
+    return hashlib.sha256(f"{seed} {text}".encode()).hexdigest()
+
+
+def _one_hot(answers: Array, actions: int) -> Array:
+    """Probabilities ``[n, K]`` of answers ``[n]``; a row of NaN for −1."""
+    return np.where(answers[:, None] >= 0, np.eye(actions)[np.maximum(answers, 0)], np.nan)
+
+
+# --------------------------------------------------------------------------- river's generators
+
+
+@dataclass(frozen=True)
+class Generator:
+    """One of river's generators.
+
+    :param concepts: keyword arguments of four concepts, in the order in which they hold.
+    :param settings: keyword arguments that all concepts share.
+    :param categories: columns that are codes of categories.
+    """
+
+    concepts: tuple[dict[str, Any], ...]
+    settings: dict[str, Any]
+    categories: tuple[str, ...] = ()
+
+
+GENERATORS = {
+    "SEA": Generator(tuple({"variant": variant} for variant in (0, 1, 2, 3)), {"noise": 0.1}),
+    "Agrawal": Generator(
+        tuple({"classification_function": number} for number in (0, 3, 6, 8)),
+        {"perturbation": 0.1},
+        ("elevel", "car", "zipcode"),
+    ),
+    "Hyperplane": Generator(({}, {}, {}, {}), {"n_features": 10, "noise_percentage": 0.05}),
+}
+DRIFTS = ("sudden", "gradual", "recurring")
+RIVER_KINDS = tuple(f"{generator.lower()}_{drift}" for generator in GENERATORS for drift in DRIFTS)
+"""Names of the nine streams of :func:`river_stream`."""
+
+_CHANGES = {"sudden": (0.25, 0.5, 0.75), "gradual": (0.25, 0.5, 0.75), "recurring": (0.22, 0.42, 0.62, 0.82)}
+_ORDERS = {"sudden": [0, 1, 2, 3], "gradual": [0, 1, 2, 3], "recurring": [0, 2, 0, 2, 0]}
+_GRADUAL_WEEKS = 10
+_RIVER = ("river==0.26.1",)
+
+
+def river_stream(kind: str, seed: int, weeks: int = GENERATED_WEEKS, per_week: int = 336) -> Stream:
+    """Rows of SEA, Agrawal or the hyperplane (Bifet et al., river) whose concept changes.
+
+    Sudden: three changes, each within a few rows; gradual: three transitions of ten weeks each, and the hyperplane also
+    turns all the time; recurring: two concepts in turn, four changes. The seed moves each change by up to three weeks.
+
+    :param kind: one of :data:`RIVER_KINDS`.
+    :raises KeyError: for another kind.
+    """
+    generator, drift = {f"{name.lower()}_{drift}": (name, drift) for name in GENERATORS for drift in DRIFTS}[kind]
+    rng = np.random.default_rng([seed, RIVER_KINDS.index(kind)])
+    moved = np.array(_CHANGES[drift]) * weeks + rng.uniform(-3, 3, len(_CHANGES[drift])) * weeks / GENERATED_WEEKS
+    job = {
+        "generator": generator,
+        "concepts": _concepts(generator, drift, seed),
+        "order": _ORDERS[drift],
+        "positions": [round(week * per_week) for week in moved],
+        "width": _GRADUAL_WEEKS * per_week if drift == "gradual" else 1,
+        "rows": weeks * per_week,
+        "seed": seed,
+    }
+    arrays = np.load(_generate(job))
+    features = pd.DataFrame(arrays["inputs"], columns=[_column(name) for name in arrays["names"]])
+    for name in GENERATORS[generator].categories:
+        features[name] = "c" + features[name].astype(int).astype(str)
+    starts = moved - (_GRADUAL_WEEKS / 2 if drift == "gradual" else 0)
+    return generated_stream(kind, features, arrays["labels"], per_week, tuple(float(week) for week in starts))
+
+
+def _concepts(generator: str, drift: str, seed: int) -> list[dict[str, Any]]:
+    """Keyword arguments of each concept; the seeds of the concepts differ, and with them the hyperplane's weights."""
+    shared = GENERATORS[generator].settings
+    turning = {"mag_change": 0.001, "n_drift_features": 5} if (generator, drift) == ("Hyperplane", "gradual") else {}
+    concepts = GENERATORS[generator].concepts
+    return [{**shared, **turning, **concept, "seed": 1000 * seed + index} for index, concept in enumerate(concepts)]
+
+
+def _generate(job: Mapping[str, Any]) -> Path:
+    """The file with the rows of a job; made in river's own environment, once."""
+    text = json.dumps(job, sort_keys=True)
+    path = cache_path(f"river/{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.npz")
+        script = Path(__file__).parent / "stream_peers" / "generate.py"
+        subprocess.run([peer("river", _RIVER), script, partial], input=text, text=True, check=True)
+        partial.replace(path)
+    return path
+
+
+def _column(name: str) -> str:
+    return f"x{name}" if name.isdigit() else str(name)
