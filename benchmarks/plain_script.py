@@ -44,9 +44,9 @@ def plain_script(rows: pd.DataFrame, settings: AgentConfig, seed: int, teacher_p
 
     The input is standardised numbers (the median where missing) and one-hot categories, or the TF-IDF of as many terms
     as the agent's student has tokens. Half of the target is the label, half the teacher's probabilities (Hinton,
-    Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network", at temperature 1). The training stops when the log
-    loss of held-out labels does not fall, and its best state is calibrated on them by a temperature (Guo et al. 2017,
-    "On Calibration of Modern Neural Networks", §4.2).
+    Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network", at temperature 1). The training stops when
+    the log loss of held-out labels does not fall, and its best state is calibrated on them by a temperature (Guo
+    et al. 2017, "On Calibration of Modern Neural Networks", §4.2).
 
     :param rows: with the agent's columns and ``outcome`` (action index; −1: unknown, and then only the teacher's
         probabilities teach).
