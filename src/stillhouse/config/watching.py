@@ -81,7 +81,7 @@ class Prices(Section):
     reuse: float = Field(default=0.02, ge=0, description="a member of the pool becomes champion")
     recalibrate: float = Field(default=0.05, ge=0, description="the champion's confidence and thresholds are fitted")
     update: float = Field(default=0.3, ge=0, description="the champion's student is fine-tuned on new rows")
-    redistil_warm: float = Field(default=0.7, ge=0, description="trained on the window, from the champion's weights")
+    redistil_warm: float = Field(default=1.0, ge=0, description="trained on the window, from the champion's weights")
     redistil: float = Field(default=1.0, gt=0, description="trained on the window, from random weights")
     renew: float = Field(default=1.3, ge=0, description="the teacher is renewed, too")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,30 +10,48 @@ import numpy as np
 
 from stillhouse.config import Prices
 
-__all__ = ["Curve", "Situation"]
+__all__ = ["Curve", "Situation", "Training"]
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The losses of one model, block by block; less is better.
+    """The losses of one model, block by block, oriented so that less is better.
+
+    >>> curve = Curve(0.0, np.array([0.5, 1.5, 2.5]), np.array([np.nan, 0.4, 0.5]))
+    >>> curve.known().losses.tolist(), curve.known().times.tolist()
+    ([0.4, 0.5], [1.5, 2.5])
 
     :ivar shaped: moment after which nothing shaped the model (weeks).
-    :ivar times: middle of each block (weeks), increasing, float ``[B]``.
-    :ivar losses: mean loss of the block, float ``[B]``; NaN where it may not be scored or has no rows.
-    :ivar rows: labelled rows of the block, ``[B]``.
+    :ivar times: middle of each block (weeks), increasing, float ``[B]``; all curves of a situation share them.
+    :ivar losses: mean loss of the block, float ``[B]``; NaN where the model may not be scored, or without rows.
     """
 
     shaped: float
     times: Array
     losses: Array
-    rows: Array
 
-    def newer_than(self, moment: float) -> Curve:
-        """The blocks whose middle is later than ``moment``."""
-        mask = self.times > moment
-        return Curve(self.shaped, self.times[mask], self.losses[mask], self.rows[mask])
+    def known(self) -> Curve:
+        """The blocks with a loss."""
+        mask = ~np.isnan(self.losses)
+        return Curve(self.shaped, self.times[mask], self.losses[mask])
+
+    def gain_over(self, other: Curve) -> Curve:
+        """By how much this model's loss is lower than that of ``other``, on the blocks that both have."""
+        difference = other.losses - self.losses
+        return Curve(max(self.shaped, other.shaped), self.times, difference).known()
+
+
+@dataclass(frozen=True)
+class Training:
+    """An earlier training, and what it was predicted to gain per week over the model that it replaced."""
+
+    response: str
+    moment: float
+    new: str
+    replaced: str
+    predicted: float
 
 
 @dataclass(frozen=True)
@@ -41,14 +59,16 @@ class Situation:
     """Everything that :func:`stillhouse.payoff.decide.choose_response` looks at.
 
     :ivar now: moment of the decision (weeks, from any origin).
-    :ivar step: time until the next decision (weeks).
+    :ivar step: time until the next decision (weeks), which is also the length of a block.
     :ivar champion: its name in ``curves``.
-    :ivar curves: the members of the pool that may be reused, and the champion; all on the same blocks.
+    :ivar curves: the members of the pool that may be reused, and the champion.
+    :ivar retired: further models, which may not be reused and from whose curves is learned.
     :ivar corrected: the champion as it would be if it had been recalibrated just before each block; None: unknown.
-    :ivar new_rows: labelled rows that are new to the champion.
-    :ivar train_rows: labelled rows that a training would use now.
+    :ivar uncorrected: the champion without its recalibration; None: it has none.
     :ivar exchange_rate: price of a redistillation, in points of the loss for one week.
-    :ivar earlier: what earlier trainings were predicted to gain and gained per week, oldest first.
+    :ivar history: length of what a training would learn from (weeks).
+    :ivar trainings: earlier trainings, oldest first.
+    :ivar impossible: by response, why it cannot be made now.
     """
 
     now: float
@@ -56,12 +76,15 @@ class Situation:
     champion: str
     curves: Mapping[str, Curve]
     exchange_rate: float
-    prices: Prices = Prices()
+    prices: Prices = field(default_factory=Prices)
+    retired: Mapping[str, Curve] = field(default_factory=dict)
     corrected: Curve | None = None
-    new_rows: int = 0
-    train_rows: int = 0
-    earlier: tuple[tuple[float, float], ...] = ()
-    options: Mapping[str, bool] = field(default_factory=dict)
+    uncorrected: Curve | None = None
+    history: float = 26.0
+    trainings: Sequence[Training] = ()
+    impossible: Mapping[str, str] = field(default_factory=dict)
+    measure: str = "log_loss"
+    unit: str = "nats"
 
     @property
     def own(self) -> Curve:
@@ -72,3 +95,8 @@ class Situation:
     def age(self) -> float:
         """Age of what the champion learned from (weeks)."""
         return self.now - self.own.shaped
+
+    @property
+    def others(self) -> dict[str, Curve]:
+        """The members of the pool but the champion."""
+        return {name: curve for name, curve in self.curves.items() if name != self.champion}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -58,6 +58,7 @@ class World:
     clip: float = 0.01
     _log_probs: dict[Made, Array] = field(default_factory=dict)
     _losses: dict[Made, dict[str, Array]] = field(default_factory=dict)
+    _known: dict[tuple[Made, int], float] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -124,15 +125,16 @@ class World:
             self._losses[made] = table
         return self._losses[made]
 
-    def known_losses(self, made: Made, decision: int, step: int, weights: Sequence[float] = ()) -> tuple[float, int]:
-        """Mean clipped log loss of the model on the rows of ``step`` whose outcomes are known at ``decision``."""
-        rows = self.history.rows_of_step(step)
-        known = self.history.known_mask(rows, decision)
-        if not known.any():
-            return math.nan, 0
-        first, labels = self._first_row(made), self.history.labels[rows]
-        block = self.log_probs(made)[rows.start - first : rows.stop - first][known]
-        return score(block, labels[known], self.clip)["log_loss"], int(known.sum())
+    def known_loss(self, made: Made, decision: int) -> float:
+        """Mean log loss on the rows of the last step before ``decision`` whose outcomes are known then; NaN: none."""
+        key = made, decision
+        if key not in self._known:
+            rows = self.history.rows_of_step(decision - 1)
+            known = self.history.known_mask(rows, decision)
+            first, labels = self._first_row(made), self.history.labels[rows][known]
+            block = self.log_probs(made)[rows.start - first : rows.stop - first][known]
+            self._known[key] = score(block, labels, self.clip)["log_loss"] if len(labels) else math.nan
+        return self._known[key]
 
 
 def score(log_probs: Array, labels: Array, clip: float) -> dict[str, float]:
