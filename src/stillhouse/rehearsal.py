@@ -199,8 +199,8 @@ def _check_windows(config: AgentConfig, observed: pd.DataFrame, labelled: pd.Dat
     fitted = fit_defaults(config.distillation, round(train_rows), timedelta(days=train))
     if timedelta(days=train) < fitted.validation_every * fitted.validation_block:
         raise WindowError(
-            f"{config.file}: windows.train: {train:.3g} days may contain no validation rows ({fitted.validation_text}): "
-            "lengthen it, or lower or remove `distillation.validation_every`"
+            f"{config.file}: windows.train: {train:.3g} days may contain no validation rows "
+            f"({fitted.validation_text}): lengthen it, or lower or remove `distillation.validation_every`"
         )
     return (
         f"windows: {labelled_rate:,.4g} rows with outcomes a day: about {train_rows:,.0f} to learn from, "

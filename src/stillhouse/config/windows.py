@@ -16,6 +16,7 @@ _TEST_SHARE = 0.2  # of the rows with outcomes
 _TEST_ROWS_MARGIN = 1.5  # times the rows that a window is judged on, because rows do not come evenly
 _MAX_TEST_ROWS = 5000
 _MIN_TRAIN_PARTS = 4  # the training window is at least so many times as long as a chosen test window
+_MIN_UNITS = 4
 _TEST_UNITS = (timedelta(days=1), timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1))
 
 
@@ -89,9 +90,9 @@ class Windows(Section):
     def fit_test(self, rows: int, span: timedelta, min_rows: int) -> timedelta:
         """The length of the test window: ``test``, or one chosen from the rows there are.
 
-        The chosen window holds about a fifth of the rows, at least one and a half times ``min_rows`` and at most
-        5,000, so far as it leaves four fifths of the time to train on. It is a number of whole days or, where less than
-        a day is needed, of whole hours or minutes, so a few rows more or less rarely change it.
+        The chosen window holds about a fifth of the rows, and at most 5,000. Where a fifth is less than ``min_rows``,
+        it is longer, up to a third of the time. It is a number of whole days or, below four days, of whole hours, so a
+        few rows more or less rarely change it.
 
         :param rows: rows with outcomes in the newest ``train`` and test windows together.
         :param span: time from the first of them to the end of the test window.
@@ -105,9 +106,10 @@ class Windows(Section):
         if self.test is not None:
             return self.test
         wanted = min(max(rows * _TEST_SHARE, _TEST_ROWS_MARGIN * min_rows), _MAX_TEST_ROWS)
-        longest = min(span / (_MIN_TRAIN_PARTS + 1), self.longest_test)
-        length = min(span * (wanted / max(rows, 1)), longest)
-        unit = next((unit for unit in _TEST_UNITS if length >= unit), _TEST_UNITS[-1])
+        per_row = span / max(rows, 1)
+        share = max(span / (_MIN_TRAIN_PARTS + 1), 1.1 * min_rows * per_row)
+        length = min(wanted * per_row, share, span / 3, self.longest_test)
+        unit = next((unit for unit in _TEST_UNITS if length >= _MIN_UNITS * unit), _TEST_UNITS[-1])
         return max(unit, length // unit * unit)
 
     def typical_length(self, rows: int, span: timedelta) -> timedelta:
