@@ -67,7 +67,7 @@ Stream = Callable[[int, int], tuple[pd.DataFrame, Array]]
 def main() -> None:
     """Train, score, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="how often each stream is drawn")
+    parser.add_argument("--seeds", type=int, default=2, help="how often each stream is drawn")
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of the streams and the students")
     parser.add_argument("--quick", action="store_true", help="one seed, 800 rows, no file written")
     options = parser.parse_args()
@@ -249,7 +249,7 @@ def agent(rows: pd.DataFrame, actions: int, seed: int) -> AgentConfig:
 
 
 def shells(rows: int, seed: int) -> tuple[pd.DataFrame, Array]:
-    """Two actions: inside or outside a sphere in five dimensions, a tenth of the labels random; five columns of noise."""
+    """Two actions: inside or outside a sphere in five dimensions; a tenth of the labels random, five columns of noise."""
     rng = np.random.default_rng(seed)
     x, labels = make_gaussian_quantiles(n_samples=rows, n_features=5, n_classes=2, random_state=seed)
     order = rng.permutation(rows)
