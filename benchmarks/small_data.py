@@ -249,7 +249,7 @@ def agent(rows: pd.DataFrame, actions: int, seed: int) -> AgentConfig:
 
 
 def shells(rows: int, seed: int) -> tuple[pd.DataFrame, Array]:
-    """Two actions: inside or outside a sphere in five dimensions; a tenth of the labels random, five columns of noise."""
+    """Two actions: inside or outside a sphere in five of ten dimensions; a tenth of the labels is random."""
     rng = np.random.default_rng(seed)
     x, labels = make_gaussian_quantiles(n_samples=rows, n_features=5, n_classes=2, random_state=seed)
     order = rng.permutation(rows)

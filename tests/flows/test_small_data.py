@@ -1,4 +1,4 @@
-"""An agent without a section ``distillation`` and without a test window bootstraps on few rows, and says what it chose."""
+"""An agent that states neither its distillation nor its test window bootstraps on few rows, and says what it chose."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from stillhouse import config
 from stillhouse.champion import load_champion, open_registry
 from stillhouse.ingesting import ingest
 from stillhouse.rehearsal import rehearse
-from tests.flows import toy
 
 
 @pytest.fixture
