@@ -51,13 +51,7 @@ SIZES = (800, 2000, 5000)
 TEST_ROWS = 3000
 FIRST_SEED = 100
 WIDTHS = (64, 32)
-METHODS = {
-    "ours": "stillhouse, defaults",
-    "plain": "plain script",
-    "soft": "plain script, soft labels",
-    "early": "plain script, early stopping",
-    "teacher": "the plain script's teacher",
-}
+METHODS = ("ours", "plain", "soft", "early", "teacher")
 START = pd.Timestamp("2024-01-01", tz="UTC")
 
 Array = np.ndarray[Any, Any]

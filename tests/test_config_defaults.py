@@ -78,6 +78,12 @@ def test_validation_blocks_take_turns_over_the_hours_of_the_day() -> None:
     assert set(times[mask] % 86_400 // 3600) == set(range(24))
 
 
+def test_without_rows_there_is_nothing_to_choose_from() -> None:
+    fitted = fit_defaults(Distillation(), 0, times=np.array([], dtype=np.int64))
+    assert (fitted.batch_size, fitted.epochs, fitted.validation_every) == (16, 60, 10)
+    assert Windows(train="8w", current="7d").fit_test(0, timedelta(days=56), 100) > timedelta(0)
+
+
 def test_rows_that_come_in_weekly_batches_are_not_all_validated() -> None:
     mondays = 1_704_067_200 + np.repeat(np.arange(26) * 7 * 86_400, 40)
     fitted = fit_defaults(Distillation(), len(mondays), times=mondays)

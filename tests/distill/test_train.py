@@ -221,7 +221,7 @@ def test_probes_without_a_change_do_not_affect_the_training() -> None:
 
 
 def test_wrong_teacher_loses_its_weight_and_right_one_keeps_it() -> None:
-    config = make_config(epochs=8)
+    config = make_config(epochs=8, outcome_weight=0.3)
     training_set, validation = training_sets(config, 0, 1, count=2000)
     right = distil(fresh(config, training_set), training_set, config.distillation, validation=validation)
     for part in (training_set, validation):

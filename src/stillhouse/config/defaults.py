@@ -153,7 +153,7 @@ def _list_candidates(settings: Distillation) -> Iterator[tuple[int, timedelta]]:
 def _count_blocks(times: Seconds, every: int, block: timedelta) -> int:
     """Validation blocks with rows; 0 if most of the rows would be validation rows."""
     mask = mask_validation_blocks(times, every, block)
-    return 0 if mask.mean() > _MAX_SHARE else len(np.unique(_number_blocks(times[mask], block)))
+    return 0 if mask.sum() > _MAX_SHARE * len(times) else len(np.unique(_number_blocks(times[mask], block)))
 
 
 def _estimate_blocks(span: timedelta, every: int, block: timedelta) -> int:
