@@ -187,7 +187,7 @@ MEANING = {
     "gain_with_columns": "the same difference with columns of recent delays",
     # small_data
     **{
-        f"{measure}_gain_{rows}_rows": f"{meaning}, {rows:,} rows (mean over streams and seeds; the range is over seeds)"
+        f"{measure}_gain_{rows}_rows": f"{meaning}; {rows:,} rows (mean over streams, range over seeds)"
         for rows in (800, 2000, 5000)
         for measure, meaning in (
             ("auc", "AUC of our student − AUC of the plain script's"),
