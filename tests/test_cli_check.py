@@ -106,7 +106,7 @@ def test_check_takes_a_name_or_a_path_and_names_the_file(run: Run, agents: Path,
         ("min_train_rows: 500", "min_train_rows: 5000", ["windows.train", "1,681 rows", "`windows.min_train_rows`"]),
         ("min_rows: 100", "min_rows: 481", ["windows.test", "480 rows", "`observations.min_rows`"]),
         ("test: 4d, current: 4d", "test: 5d, current: 2h", ["windows.current", "`observations.min_rows`"]),
-        ("train: 14d", "train: 5d", ["windows.train", "every 10th", "distillation.validation_every"]),
+        ("folds: 3", "folds: 3, validation_every: 15", ["windows.train", "every 15th day", "distillation.validation"]),
     ],
 )
 def test_ready_means_that_a_bootstrap_can_succeed(

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from stillhouse.compress.search.greedy import search as search_recipes
 from stillhouse.compress.target import Columns, CompressionTarget, ModelState
 from stillhouse.compress.variants import target_from_student, variant_writer
-from stillhouse.config import AgentConfig, Compression
+from stillhouse.config import AgentConfig, Compression, fit_defaults
 from stillhouse.distill.students import AnyStudent, columns_of, input_widths, new_student
 from stillhouse.distill.train import distil as train
 from stillhouse.distill.training_set import TrainingSet
@@ -38,7 +38,6 @@ Array = np.ndarray[Any, Any]
 AnySection = TypeVar("AnySection", bound=BaseModel)
 
 _VALIDATION_SHARE = 0.2
-_MIN_STEPS = 600
 _MIN_ROWS = 50  # of which a fifth are validation rows: fewer cannot tell two candidates apart
 
 
@@ -143,8 +142,8 @@ def distil(
     :param actions: K names.
     :param columns: types that differ from those guessed, such as ``{"sentence": {"type": "text"}}``.
     :param student: keys of the agent file's section ``student``; default ``{"kind": "tabular"}``.
-    :param distillation: keys of the agent file's section ``distillation``, such as ``epochs`` or ``seed``. By default a
-        batch has a sixteenth of the rows (16 to 512), and the training at least 600 steps.
+    :param distillation: keys of the agent file's section ``distillation``, such as ``epochs`` or ``seed``. What is
+        not given is chosen by the number of rows (:func:`stillhouse.config.fit_defaults`).
     :raises ConfigError: if a setting is unknown or out of its range.
     :raises DataError: if shapes do not agree or there are fewer than 50 rows.
     """
@@ -157,7 +156,9 @@ def distil(
         )
     if len(rows) < _MIN_ROWS:
         raise DataError(f"{len(rows)} rows are too few to train and validate a student on: give {_MIN_ROWS} or more")
-    config = _config(rows, actions, columns or {}, student or {"kind": "tabular"}, _steps(len(rows), distillation))
+    config = _config(rows, actions, columns or {}, student or {"kind": "tabular"}, distillation)
+    settings = fit_defaults(config.distillation, len(rows))
+    config = config.model_copy(update={"distillation": settings})
     rng = np.random.default_rng(config.distillation.seed)
     validation = np.isin(np.arange(len(rows)), rng.permutation(len(rows))[: int(len(rows) * _VALIDATION_SHARE)])
     frame = rows.reset_index(drop=True)
@@ -183,13 +184,6 @@ def no_source(start: datetime, end: datetime) -> pd.DataFrame:
     :raises ConfigError: always.
     """
     raise ConfigError("this agent was made by stillhouse.distil: it has no source of observations")
-
-
-def _steps(rows: int, distillation: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, with a batch size and a number of epochs for this number of rows unless they are set."""
-    batch = distillation.get("batch_size", min(512, max(16, 2 ** int(np.log2(rows / 16)))))
-    epochs = max(8, -(-_MIN_STEPS * batch // rows)) if isinstance(batch, int) else 8
-    return {"batch_size": batch, "epochs": epochs, **distillation}
 
 
 def _config(

@@ -15,7 +15,8 @@ import pandas as pd
 
 from stillhouse.compress.search.greedy import search
 from stillhouse.compress.variants import target_from_student, variant_writer
-from stillhouse.config import AgentConfig, CascadeSettings, Compression, Fp32, leaves
+from stillhouse.config import AgentConfig, CascadeSettings, Compression, Fp32, fit_defaults, leaves
+from stillhouse.config.base import format_duration
 from stillhouse.data_contract import count_by_rule, examine, join_names
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.distill.train import distil
@@ -65,6 +66,7 @@ def rehearse(config: AgentConfig, rows: int | None = None) -> Iterator[str]:
     window = _observed_window(config, observed)
     yield _check_contract(config, observed, window)
     yield _check_windows(config, observed, labelled, window)
+    yield _describe_defaults(config, labelled, window)
     yield _check_power(config, labelled, window)
     with rehearsing():
         yield from _short_pass(
@@ -172,20 +174,16 @@ def _check_windows(config: AgentConfig, observed: pd.DataFrame, labelled: pd.Dat
     """:raises WindowError: if, at the rate of these rows, the windows of a bootstrap or a watch would hold too few."""
     windows, min_rows = config.windows, config.observations.min_rows
     labelled_rate, observed_rate = _rows_per_day(labelled, window), _rows_per_day(observed, window)
-    train, test = _to_days(windows.train), _to_days(windows.test)
-    if config.watch.clock == "newest_observation" and window.end < window.start + _SOURCE_PERIOD - timedelta(days=1):
-        # a replayed history of less than two weeks: no more rows will come
-        history = _to_days(window.end - window.start - config.outcomes.delay)
-        train = min(train, max(0.0, history - test))
+    train, test = (_to_days(length) for length in _window_lengths(config, labelled, window))
     train_rows, test_rows = min(labelled_rate * train, windows.max_train_rows or math.inf), labelled_rate * test
-    if train_rows < windows.min_train_rows:
+    if train_rows < config.min_train_rows:
         raise _window_error(
             config,
             "train",
             f"{train:.3g} days of it",
             train_rows,
             "windows.min_train_rows",
-            windows.min_train_rows,
+            config.min_train_rows,
             labelled_rate,
         )
     if test_rows < min_rows:
@@ -198,15 +196,40 @@ def _check_windows(config: AgentConfig, observed: pd.DataFrame, labelled: pd.Dat
             raise _window_error(
                 config, "current", f"{current:.3g} days", current_rows, "observations.min_rows", min_rows, observed_rate
             )
-    if train < config.distillation.validation_every:
+    fitted = fit_defaults(config.distillation, round(train_rows), timedelta(days=train))
+    if timedelta(days=train) < fitted.validation_every * fitted.validation_block:
         raise WindowError(
-            f"{config.file}: windows.train: {train:.3g} days may contain no validation day (every "
-            f"{config.distillation.validation_every}th day): lengthen it, or lower `distillation.validation_every`"
+            f"{config.file}: windows.train: {train:.3g} days may contain no validation rows "
+            f"({fitted.validation_text}): lengthen it, or lower or remove `distillation.validation_every`"
         )
     return (
         f"windows: {labelled_rate:,.4g} rows with outcomes a day: about {train_rows:,.0f} to learn from, "
         f"{test_rows:,.0f} to judge on"
     )
+
+
+def _describe_defaults(config: AgentConfig, labelled: pd.DataFrame, window: Window) -> str:
+    """The settings of the distillation, set or chosen, for as many rows as the training window would hold."""
+    train, test = _window_lengths(config, labelled, window)
+    rows = round(min(_rows_per_day(labelled, window) * _to_days(train), config.windows.max_train_rows or math.inf))
+    fitted = fit_defaults(config.distillation, rows, train)
+    chosen = "test window" if config.windows.test else "chosen test window"
+    return (
+        f"distillation: for {rows:,} rows: batches of {fitted.batch_size:,}, {fitted.epochs} epochs, {fitted.folds} "
+        f"folds, outcome_weight {fitted.outcome_weight:g}; {fitted.validation_text} validates; {chosen} "
+        f"{format_duration(test)}"
+    )
+
+
+def _window_lengths(config: AgentConfig, labelled: pd.DataFrame, window: Window) -> tuple[timedelta, timedelta]:
+    """The lengths of the training and the test window; shorter than set if a replayed history ends before."""
+    windows, span = config.windows, config.windows.train + config.windows.longest_test
+    if config.watch.clock == "newest_observation" and window.end < window.start + _SOURCE_PERIOD - timedelta(days=1):
+        # a replayed history of less than two weeks: no more rows will come
+        span = min(span, max(timedelta(0), window.end - window.start - config.outcomes.delay))
+    rows = round(_rows_per_day(labelled, window) * _to_days(span))
+    test = windows.fit_test(rows, span, config.observations.min_rows)
+    return min(windows.train, max(timedelta(0), span - test)), test
 
 
 def _window_error(
@@ -220,7 +243,7 @@ def _window_error(
 
 def _check_power(config: AgentConfig, labelled: pd.DataFrame, window: Window) -> str:
     """The smallest margin that the gate can prove on a test window with rows at this rate."""
-    promotion, days = config.promotion, _to_days(config.windows.test)
+    promotion, days = config.promotion, _to_days(_window_lengths(config, labelled, window)[1])
     rows = max(1, round(_rows_per_day(labelled, window) * days))
     clusters = rows
     if promotion.cluster:

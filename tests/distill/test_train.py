@@ -23,6 +23,8 @@ from stillhouse.errors import ConfigError
 from stillhouse.variant import encode
 from tests.agents import agent_config
 
+TENTH_DAY = Distillation(validation_every=10)
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
@@ -219,7 +221,7 @@ def test_probes_without_a_change_do_not_affect_the_training() -> None:
 
 
 def test_wrong_teacher_loses_its_weight_and_right_one_keeps_it() -> None:
-    config = make_config(epochs=8)
+    config = make_config(epochs=8, outcome_weight=0.3)
     training_set, validation = training_sets(config, 0, 1, count=2000)
     right = distil(fresh(config, training_set), training_set, config.distillation, validation=validation)
     for part in (training_set, validation):
@@ -384,17 +386,17 @@ def test_a_new_student_reads_these_columns() -> None:
 
 def test_validation_days_are_whole_days_and_stable() -> None:
     times = pd.Series(pd.date_range("2013-01-01", periods=24 * 40, freq="h", tz="UTC"))
-    chosen = mask_validation_rows(times, 10)
+    chosen = mask_validation_rows(times, TENTH_DAY)
     days = times[chosen].dt.date.unique()
     assert len(days) == 4
     assert chosen.sum() == 4 * 24
     assert {(datetime(d.year, d.month, d.day, tzinfo=UTC).timestamp() / 86_400) % 10 for d in days} == {0}
     subset = times.sample(200, random_state=0)
-    np.testing.assert_array_equal(mask_validation_rows(subset, 10), chosen[subset.index])
+    np.testing.assert_array_equal(mask_validation_rows(subset, TENTH_DAY), chosen[subset.index])
     for unit in ("s", "ms", "us", "ns"):
-        np.testing.assert_array_equal(mask_validation_rows(times.dt.as_unit(unit), 10), chosen)
+        np.testing.assert_array_equal(mask_validation_rows(times.dt.as_unit(unit), TENTH_DAY), chosen)
     local = times.dt.tz_convert("America/New_York")
-    np.testing.assert_array_equal(mask_validation_rows(local, 10), chosen)
+    np.testing.assert_array_equal(mask_validation_rows(local, TENTH_DAY), chosen)
 
 
 def test_newer_half_of_validation_days_is_for_the_controller() -> None:

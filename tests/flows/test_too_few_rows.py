@@ -42,7 +42,7 @@ def test_too_few_rows_or_outcomes_are_refused(day, until: int, outcomes_until: i
 def test_window_without_a_validation_day_is_refused(day, agents: Path) -> None:
     file = agents / "toy.yaml"
     file.write_text(file.read_text().replace("folds: 3", "folds: 3, validation_every: 365"))
-    with pytest.raises(WindowError, match=r"train .* has no validation day .*every 365th.*: wait for more"):
+    with pytest.raises(WindowError, match=r"train .* has no validation rows .*every 365th day.*: wait for more"):
         require_learnable(day, 20, 20)
 
 

@@ -53,6 +53,7 @@ from stillhouse.config.contract import (
     Volume,
     When,
 )
+from stillhouse.config.defaults import FittedDistillation, fit_defaults
 from stillhouse.config.distillation import (
     Augment,
     Decoupled,
@@ -133,6 +134,7 @@ __all__ = [
     "EndpointTeacher",
     "EnsembleTeacher",
     "FalseAlarms",
+    "FittedDistillation",
     "Fp32",
     "HashedRows",
     "Hinton",
@@ -201,6 +203,7 @@ __all__ = [
     "Windows",
     "agents_folder",
     "embedded_environment",
+    "fit_defaults",
     "home",
     "leaves",
     "load",

@@ -25,6 +25,9 @@ from stillhouse.shown import escape_line
 
 __all__ = ["AgentConfig"]
 
+_MIN_TRAIN_ROWS = 200
+_MIN_ROWS_PER_ACTION = 20
+
 
 class AgentConfig(Section):
     """A whole agent file.
@@ -79,6 +82,11 @@ class AgentConfig(Section):
         has_budget = self.budgets.max_teacher_calls is not None or self.budgets.max_teacher_cost is not None
         is_remote = any(leaf.teacher.is_remote for leaf in leaves(self.teachers))
         return copies if copies is not None else 0.0 if has_budget or is_remote else 3.0
+
+    @property
+    def min_train_rows(self) -> int:
+        """Fewest training rows with outcomes: ``windows.min_train_rows``, or its default for these actions."""
+        return self.windows.min_train_rows or max(_MIN_TRAIN_ROWS, _MIN_ROWS_PER_ACTION * len(self.actions))
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> AgentConfig:
@@ -178,7 +186,7 @@ def _student_errors(config: AgentConfig) -> Iterator[str]:
 
 
 def _retention_errors(config: AgentConfig) -> Iterator[str]:
-    needed = config.windows.train + config.windows.test + config.outcomes.delay
+    needed = config.windows.train + config.windows.longest_test + config.outcomes.delay
     if config.upkeep.keep is not None and config.upkeep.keep < needed:
         yield (
             f"upkeep.keep: is {config.upkeep.keep}, and a refresh trains and tests on rows of {needed} (windows.train, "

@@ -8,7 +8,18 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-__all__ = ["TAGS", "Action", "Duration", "Name", "PositiveDuration", "Section", "Target", "parse_duration", "tagged"]
+__all__ = [
+    "TAGS",
+    "Action",
+    "Duration",
+    "Name",
+    "PositiveDuration",
+    "Section",
+    "Target",
+    "format_duration",
+    "parse_duration",
+    "tagged",
+]
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -39,6 +50,18 @@ def _require_positive(value: timedelta) -> timedelta:
     if not value:
         raise ValueError("must be longer than zero")
     return value
+
+
+def format_duration(value: timedelta) -> str:
+    """A duration as the agent file writes it.
+
+    >>> format_duration(timedelta(days=3)), format_duration(timedelta(hours=36)), format_duration(timedelta(seconds=90))
+    ('3d', '36h', '90s')
+    """
+    for unit, length in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if value and value % timedelta(seconds=length) == timedelta(0):
+            return f"{value // timedelta(seconds=length)}{unit}"
+    return f"{value.total_seconds():g}s"
 
 
 def _require_visible_text(value: str) -> str:

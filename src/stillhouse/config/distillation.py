@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from stillhouse.config.base import Section
+from stillhouse.config.base import PositiveDuration, Section
 
 __all__ = [
     "Augment",
@@ -117,6 +117,8 @@ class Augment(Section):
 class Distillation(Section):
     """How the student is trained on teacher probabilities and outcomes.
 
+    What is null here is chosen by :func:`~stillhouse.config.defaults.fit_defaults` from the rows there are.
+
     >>> from stillhouse.config import Distillation
     >>> [loss.type for loss in Distillation().losses]
     ['hinton']
@@ -150,15 +152,22 @@ class Distillation(Section):
         "early",
     )
     temperature: float = Field(default=2.0, gt=0, le=20, description="softmax temperature of teacher and student")
-    outcome_weight: float = Field(
-        default=0.3,
+    outcome_weight: float | None = Field(
+        default=None,
         ge=0,
         le=1,
-        description="weight of a row's outcome; the rest of 1 is the weight of its teacher probabilities",
+        description="weight of a row's outcome; the rest of 1 is the weight of its teacher probabilities; null: chosen "
+        "by the number of training rows",
     )
-    epochs: int = Field(default=8, ge=1, le=1000)
-    batch_size: int = Field(default=1024, ge=8)
-    learning_rate: float = Field(default=4e-3, gt=0, lt=1)
+    epochs: int | None = Field(
+        default=None, ge=1, le=1000, description="passes over the training rows; null: chosen by their number"
+    )
+    batch_size: int | None = Field(
+        default=None, ge=8, description="rows per step; null: chosen by the number of training rows"
+    )
+    learning_rate: float | None = Field(
+        default=None, gt=0, lt=1, description="peak of the one-cycle schedule; null: chosen by the number of rows"
+    )
     weight_decay: float = Field(default=1e-2, ge=0, lt=1)
     averaging: float = Field(
         default=0.995, ge=0, lt=1, description="decay of the moving average of the parameters, per step"
@@ -166,12 +175,22 @@ class Distillation(Section):
     unknown_rate: float = Field(
         default=0.02, ge=0, lt=1, description="share of category codes and tokens replaced by 'unknown' during training"
     )
-    validation_every: int = Field(
-        default=10,
+    validation_every: int | None = Field(
+        default=None,
         ge=2,
-        description="every n-th day of the training window is a validation day, used to choose among variants",
+        description="every n-th block of the training window is a validation block, used to choose among variants; "
+        "null: chosen so that there are eight or more",
     )
-    folds: int = Field(default=4, ge=2, le=20, description="blocks of time in the teachers' cross-fitting")
+    validation_block: PositiveDuration | None = Field(
+        default=None,
+        description="length of a block, from 1 s; null: a day if `validation_every` is set, else chosen with it",
+    )
+    folds: int | None = Field(
+        default=None,
+        ge=2,
+        le=20,
+        description="blocks of time in the teachers' cross-fitting; null: chosen by the number of training rows",
+    )
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stillhouse.config import Distillation
+from stillhouse.config import Distillation, fit_defaults
 from stillhouse.distill.history import ControlComparison, SettingChange, TrainingHistory
 from stillhouse.distill.train import distil, validation_loss
 from stillhouse.distill.training_set import TrainingSet
@@ -81,6 +81,7 @@ def distil_with_best_rows(
     :param previous: the training of the champion's student; None: always compare.
     :return: the history of the better training, and its rows.
     """
+    settings = fit_defaults(settings, len(training_set))
     if not training_set.synthetic_rows or not validation:
         return distil(student, training_set, settings, validation=validation, checkpoint=checkpoint), training_set
     if previous is not None and (earlier := _earlier_comparison(previous, len(training_set), settings)):

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stillhouse.config import Distillation
+from stillhouse.config import Distillation, FittedDistillation, fit_defaults
 from stillhouse.distill.losses import hinton_loss, label_loss, soften
 from stillhouse.distill.objective import last_linear
 from stillhouse.distill.training_set import TrainingSet
@@ -101,14 +101,15 @@ def distill_step(
     :return: ``knowledge_loss`` (KL at temperature 1 on new rows) where any has teacher probabilities, and
         ``replay_loss`` where rows are replayed.
     """
+    fitted = fit_defaults(settings, len(batch))
     student.train()
     logits = student(batch.x)
     losses, has_probs = dict[str, float](), batch.has_teacher_probs
     if has_probs.any():
         losses["knowledge_loss"] = float(hinton_loss(logits.detach()[has_probs], batch.teacher_probs[has_probs], 1.0))
-    loss = _weighted_loss(logits, batch, settings)
+    loss = _weighted_loss(logits, batch, fitted)
     if replayed is not None and len(replayed):
-        replay_loss = _weighted_loss(student(replayed.x), replayed, settings, replay_weights)
+        replay_loss = _weighted_loss(student(replayed.x), replayed, fitted, replay_weights)
         losses["replay_loss"] = float(replay_loss.detach())
         loss = (1 - old_share) * loss + old_share * replay_loss
     optimiser.zero_grad(set_to_none=True)
@@ -145,6 +146,7 @@ def update(
     """
     before = deepcopy(student)
     generator = torch.Generator().manual_seed(settings.seed)
+    settings = fit_defaults(settings, len(new) + len(replay))
     peak = settings.learning_rate / 2
     optimiser = torch.optim.AdamW(student.parameters(), lr=peak, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=peak, total_steps=steps + 1, pct_start=0.15)
@@ -249,7 +251,7 @@ def _last_hidden(student: nn.Module, rows: TrainingSet) -> Tensor:
 
 
 def _weighted_loss(
-    logits: Tensor, rows: TrainingSet, settings: Distillation, row_weights: Tensor | None = None
+    logits: Tensor, rows: TrainingSet, settings: FittedDistillation, row_weights: Tensor | None = None
 ) -> Tensor:
     """``(1 − w) T² KL + w CE``, each a mean over the rows that have it, weighted by ``row_weights`` ``[n]``."""
     row_weights = torch.ones(len(rows), device=logits.device) if row_weights is None else row_weights

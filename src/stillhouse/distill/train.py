@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from stillhouse.config import Distillation
+from stillhouse.config import Distillation, FittedDistillation, fit_defaults
 from stillhouse.distill import checkpoint as checkpoint_file
 from stillhouse.distill.balance import LossBalance
 from stillhouse.distill.controller import Controller, fit_calibration
@@ -62,6 +62,7 @@ def distil(
     replaced by code 0 and token 1, so that the student learns embeddings for unknown values. The same seed gives the
     same student. The training runs on a GPU where there is one, with bfloat16 autocast.
 
+    :param settings: what is null in them is chosen by the number of rows of ``training_set``.
     :param validation: rows not to train on, with features where ``training_set`` has them; None: the settings stay
         fixed and the training never stops early.
     :param epochs: overrides the settings (for a short recovery).
@@ -73,6 +74,7 @@ def distil(
     >>> history.steps, history.history[-1]["knowledge_loss"] < history.history[0]["knowledge_loss"]
     (20, True)
     """
+    settings = fit_defaults(settings, len(training_set))
     epochs = settings.epochs if epochs is None else epochs
     if epochs == 0:
         return TrainingHistory(history=(), changes=(), steps=0, stopped=False)
@@ -99,7 +101,7 @@ class _Training:
         self,
         student: nn.Module,
         training_set: TrainingSet,
-        settings: Distillation,
+        settings: FittedDistillation,
         validation: TrainingSet | None,
         epochs: int,
     ) -> None:

@@ -3,7 +3,7 @@
 Three questions, each answered from the curves of the pool (:class:`~stillhouse.payoff.situation.Situation`):
 
 1. *What would a training gain?* Its excess: the champion's loss above that of a student trained now. It is what age
-   costs (:func:`~stillhouse.payoff.decay.estimate_decay`), or, where a newer member of the pool exists, what that member
+   costs (:func:`~stillhouse.payoff.decay.estimate_decay`), or, where the pool has a newer member, what that member
    gains in fact, and what a sudden change has cost and a training can learn by now. What earlier trainings gained of
    what was predicted scales it.
 2. *What would a cheap response gain?* Another member of the pool, or the champion recalibrated before each block, is
@@ -63,7 +63,7 @@ class _Gain(NamedTuple):
     text: str
 
 
-def choose_response(situation: Situation, rules: Rules = Rules()) -> Reckoning:  # noqa: B008  # frozen
+def choose_response(situation: Situation, rules: Rules = Rules()) -> Reckoning:  # frozen
     """The response whose predicted gain most exceeds its price, with the whole reckoning.
 
     >>> import numpy as np
@@ -112,7 +112,7 @@ def choose_response(situation: Situation, rules: Rules = Rules()) -> Reckoning: 
 def pays_to_recalibrate_afterwards(situation: Situation, decay: float) -> bool:
     """Whether a new student should be recalibrated on the newest rows rather than be trained on them, too.
 
-    The newest block can teach either a student or its thresholds. Recalibrating the champion before each block has shown
+    The newest block can teach a student or its thresholds. Recalibrating the champion before each block has shown
     what thresholds gain; a block of age costs ``decay``.
     """
     if situation.corrected is None:

@@ -119,7 +119,7 @@ def _make_target(
     def recover(state: ModelState, epochs: int) -> ModelState:
         assert state.columns is not None  # as for every student
         training_set, validation = make_recovery_sets(session, teacher, student, _to_dicts(state.columns))
-        distil(state.module, training_set, settings.distillation, validation=validation, epochs=epochs)
+        distil(state.module, training_set, session.distillation, validation=validation, epochs=epochs)
         return state
 
     quality_name = (

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stillhouse.config import AgentConfig
+from stillhouse.config import AgentConfig, FittedDistillation, fit_defaults
 from stillhouse.distill import students
 from stillhouse.distill.augment import make_synthetic_rows
 from stillhouse.distill.grow import Columns
-from stillhouse.distill.split import mask_validation_rows, split_validation
+from stillhouse.distill.split import mask_validation_rows, seconds_since_1970, split_validation
 from stillhouse.distill.training_set import TrainingSet
 from stillhouse.errors import WindowError
 from stillhouse.knowledge import KnowledgeBase
@@ -36,13 +36,22 @@ class RefreshData:
     :param base: the knowledge base.
     :param window: both windows together, at the table versions that the refresh reads.
     :param as_of: outcomes that became known later are ignored.
+    :param test_start: where the test window begins; None: there is none, all rows may be trained on.
     :param raw: the window's observations as stored, also those in quarantine, if they have been read already.
     """
 
-    def __init__(self, base: KnowledgeBase, window: Window, as_of: datetime, raw: pd.DataFrame | None = None) -> None:
+    def __init__(
+        self,
+        base: KnowledgeBase,
+        window: Window,
+        as_of: datetime,
+        test_start: datetime | None = None,
+        raw: pd.DataFrame | None = None,
+    ) -> None:
         self.base = base
         self.window = window
         self.as_of = as_of
+        self.test_start = test_start or window.end
         self._raw = raw
         self._training_rows: dict[tuple[datetime, datetime], TrainingRows] = {}
         self._labelled: dict[tuple[datetime, datetime], pd.DataFrame] = {}
@@ -59,12 +68,27 @@ class RefreshData:
         if window.model_copy(update={"name": self.window.name}) == self.window:
             return self
         same_rows = window.versions.get("observations") == self.window.versions.get("observations")
-        return RefreshData(self.base, window, self.as_of, self._raw if same_rows else None)
+        return RefreshData(self.base, window, self.as_of, self.test_start, self._raw if same_rows else None)
 
     @cached_property
     def rows(self) -> pd.DataFrame:
         """Observations not in quarantine, without duplicates, by time; ``outcome`` is an action index, −1: unknown."""
         return self.base.join_labels(self.base.drop_quarantined(self.raw, self.window), self.window, self.as_of)
+
+    @cached_property
+    def distillation(self) -> FittedDistillation:
+        """The settings of the distillation; what the agent file leaves open is chosen by the rows to train on."""
+        rows = self.rows[self.rows["observed_at"] < self.test_start]
+        if not self.base.config.asking.without_outcomes:
+            rows = rows[rows["outcome"] >= 0]
+        times = seconds_since_1970(rows["observed_at"])
+        count = min(len(rows), self.base.config.windows.max_train_rows or len(rows))
+        return fit_defaults(self.base.config.distillation, count, times=times)
+
+    @cached_property
+    def settings(self) -> AgentConfig:
+        """The agent file with :attr:`distillation`."""
+        return self.base.config.model_copy(update={"distillation": self.distillation})
 
     def drop_raw(self) -> None:
         """Free the rows as stored, after the check of the data contract."""
@@ -94,7 +118,7 @@ class RefreshData:
         """The rows of ``window`` that a student may be trained on; the same object at every call."""
         key = (window.start, window.end)
         if key not in self._training_rows:
-            self._training_rows[key] = TrainingRows(self.base, self._limit_rows(window), window)
+            self._training_rows[key] = TrainingRows(self.base, self._limit_rows(window), window, self.settings)
         return self._training_rows[key]
 
     def _limit_rows(self, window: Window) -> pd.DataFrame:
@@ -115,11 +139,12 @@ class TrainingRows:
     """Rows to train and validate a student on, by time, with everything derived from them, computed once.
 
     :param frame: observations with ``outcome`` as action index, −1 if the label is unknown.
+    :param settings: the agent file, with fitted defaults of the distillation.
     """
 
-    def __init__(self, base: KnowledgeBase, frame: pd.DataFrame, window: Window) -> None:
+    def __init__(self, base: KnowledgeBase, frame: pd.DataFrame, window: Window, settings: AgentConfig) -> None:
         self.base = base
-        self.settings: AgentConfig = base.config
+        self.settings = settings
         self.frame = frame
         self.window = window
         self._encodings: dict[str, Array] = {}
@@ -140,8 +165,8 @@ class TrainingRows:
 
     @cached_property
     def is_validation(self) -> Mask:
-        """Which rows lie on validation days, bool ``[n]``; no student is trained on them."""
-        return mask_validation_rows(self.frame["observed_at"], self.settings.distillation.validation_every)
+        """Which rows lie in validation blocks, bool ``[n]``; no student is trained on them."""
+        return mask_validation_rows(self.frame["observed_at"], self.settings.distillation)
 
     @cached_property
     def labelled(self) -> pd.DataFrame:

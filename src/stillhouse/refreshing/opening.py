@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from stillhouse import config
-from stillhouse.config import AgentConfig
 from stillhouse.distill.split import mask_validation_rows
 from stillhouse.drift.figures import plot_drift
 from stillhouse.errors import DataError, WindowError
@@ -47,7 +48,7 @@ def require_learnable(session: Session, request: RefreshRequest) -> None:
     :raises WindowError: if too few rows with known outcomes, or no validation days, are in the windows.
     """
     try:
-        _require_learnable(session, *_split_window(session.settings, request.window))
+        _require_learnable(session, *_split_window(request.window, request.test_start))
     except WindowError:
         if session.registry.runs.finished_refresh(request.refresh_id) is None:
             raise
@@ -60,8 +61,8 @@ def open_refresh(session: Session, request: RefreshRequest, data: DataReport) ->
     :raises DataError: if the window breaks the data contract.
     :raises WindowError: if there are too few rows to learn from.
     """
-    registry, settings = session.registry, session.settings
-    train, test = _split_window(settings, data.window)
+    registry = session.registry
+    train, test = _split_window(data.window, request.test_start)
     folder = config.home() / "refreshes" / request.agent / request.refresh_id
     job = Refresh(
         refresh_id=request.refresh_id,
@@ -95,7 +96,7 @@ def open_refresh(session: Session, request: RefreshRequest, data: DataReport) ->
             "as_of": request.as_of.isoformat(),
             "mode": request.mode,
         },
-        params=_list_params(settings),
+        params=_list_params(session),
         name=f"refresh {request.as_of:%Y-%m-%d} ({request.trigger})",
     )
     session.job = job.model_copy(update={"run_id": run_id, "verdict": verdict})
@@ -106,9 +107,8 @@ def open_refresh(session: Session, request: RefreshRequest, data: DataReport) ->
     return session.job
 
 
-def _split_window(settings: AgentConfig, window: Window) -> tuple[Window, Window]:
+def _split_window(window: Window, test_start: datetime) -> tuple[Window, Window]:
     """Split the window of a refresh into the training window and the test window."""
-    test_start = window.end - settings.windows.test
     return (
         window.model_copy(update={"name": "train", "end": test_start}),
         window.model_copy(update={"name": "test", "start": test_start}),
@@ -118,21 +118,24 @@ def _split_window(settings: AgentConfig, window: Window) -> tuple[Window, Window
 def _require_learnable(session: Session, train: Window, test: Window) -> None:
     settings, data = session.settings, session.data
     rows = data.read_training_rows(train).labelled
-    require_rows(len(rows), settings.windows.min_train_rows, train)
+    require_rows(len(rows), settings.min_train_rows, train)
     require_rows(len(data.read_labelled(test)), settings.observations.min_rows, test)
-    if not mask_validation_rows(rows["observed_at"], settings.distillation.validation_every).any():
+    fitted = session.distillation
+    if not mask_validation_rows(rows["observed_at"], fitted).any():
         raise WindowError(
-            f"{train} has no validation day (every {settings.distillation.validation_every}th day): wait for more, "
-            f"lengthen `windows.train`, or lower `distillation.validation_every`"
+            f"{train} has no validation rows ({fitted.validation_text}): wait for more, "
+            f"lengthen `windows.train`, or lower or remove `distillation.validation_every`"
         )
 
 
-def _list_params(settings: AgentConfig) -> dict[str, str]:
-    """The settings on which a refresh depends, as MLflow parameters."""
-    sections = {
-        "distillation": settings.distillation,
+def _list_params(session: Session) -> dict[str, str]:
+    """The settings on which a refresh depends, as MLflow parameters; those that the rows decided with their values."""
+    settings, test = session.settings, session.job.test
+    windows = {"test": test.end - test.start, "min_train_rows": settings.min_train_rows}
+    sections: dict[str, Iterable[tuple[str, Any]]] = {
+        "distillation": session.distillation,
         "student": settings.student,
-        "windows": settings.windows,
+        "windows": settings.windows.model_copy(update=windows),
         "budgets": settings.budgets,
         "promotion": settings.promotion,
         "teaching": settings.teaching,

@@ -133,7 +133,7 @@ def _log_student(
     if not get_mode(job).trains:
         return registry.version(f"{job.agent}-student", "champion")
     module, example = students.load(Path(student.folder), settings), encode(test.head(4), read_columns(student))
-    params, history = dict(settings.distillation) | {"mode": job.mode}, read_history(student)
+    params, history = dict(session.distillation) | {"mode": job.mode}, read_history(student)
     logged = registry.models.log_student(
         job.run_id,
         module,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,7 +18,7 @@ from pydantic import AwareDatetime, Field
 
 from stillhouse import config
 from stillhouse.champion import Champion, load_champion, load_version, open_registry
-from stillhouse.config import AgentConfig
+from stillhouse.config import AgentConfig, FittedDistillation
 from stillhouse.errors import ConfigError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Record, Refresh, RefreshModeName, TeacherRef, TeacherWeights, Window, short_id
@@ -59,6 +59,7 @@ class RefreshRequest(Record):
     teacher: TeacherChoice
     mode: RefreshModeName
     window: Window = Field(description="training and test window together: all rows that the refresh may read")
+    test_start: AwareDatetime = Field(description="end of the training window, and start of the test window")
 
 
 def request_refresh(
@@ -82,6 +83,7 @@ def request_refresh(
     base = KnowledgeBase(settings)
     now = base.resolve_time(as_of)
     end = now - settings.outcomes.delay
+    test_start = end - _fit_test_length(base, now, end)
     return RefreshRequest(
         refresh_id=short_id(agent, now.isoformat(), trigger, cause, teacher, mode, settings.model_dump_json()),
         agent=agent,
@@ -90,7 +92,8 @@ def request_refresh(
         cause=cause,
         teacher=teacher,
         mode=mode,
-        window=base.window("refresh", end - settings.windows.test - settings.windows.train, end),
+        window=base.window("refresh", test_start - settings.windows.train, end),
+        test_start=test_start,
     )
 
 
@@ -100,15 +103,18 @@ class Session:
     :param agent: name of the agent file.
     :param as_of: time of the refresh.
     :param window: training and test window together.
+    :param test_start: where the test window begins; None: all rows may be trained on.
     """
 
-    def __init__(self, agent: str, refresh_id: str, as_of: datetime, window: Window) -> None:
+    def __init__(
+        self, agent: str, refresh_id: str, as_of: datetime, window: Window, test_start: datetime | None = None
+    ) -> None:
         self.agent = agent
         self.refresh_id = refresh_id
         self.as_of = as_of
         self.settings: AgentConfig = config.load(agent)
         self.base = KnowledgeBase(self.settings)
-        self.data = RefreshData(self.base, window, as_of)
+        self.data = RefreshData(self.base, window, as_of, test_start)
         self._job: Refresh | None = None
         self._teachers: dict[str, Ensemble] = {}
 
@@ -143,6 +149,11 @@ class Session:
     def foreign_models(self) -> ForeignModels:
         """Loads the models of teachers of kind ``mlflow``."""
         return ForeignModels()
+
+    @property
+    def distillation(self) -> FittedDistillation:
+        """The settings of the distillation; what the agent file leaves open is chosen by the rows to train on."""
+        return self.data.distillation
 
     @property
     def training_rows(self) -> TrainingRows:
@@ -184,7 +195,7 @@ def open_session(request: RefreshRequest) -> Session:
     close_session(request.refresh_id)
     while len(_OPEN_SESSIONS) >= _MAX_OPEN_SESSIONS:
         _OPEN_SESSIONS.pop(next(iter(_OPEN_SESSIONS)))
-    session = Session(request.agent, request.refresh_id, request.as_of, request.window)
+    session = Session(request.agent, request.refresh_id, request.as_of, request.window, request.test_start)
     _OPEN_SESSIONS[_key(request.refresh_id)] = session
     return session
 
@@ -205,7 +216,7 @@ def get_session(refresh: Refresh | RefreshRequest) -> Session:
         return session or open_session(refresh)
     if session is None:
         window = join_windows(refresh.train, refresh.test)
-        session = Session(refresh.agent, refresh.refresh_id, refresh.as_of, window)
+        session = Session(refresh.agent, refresh.refresh_id, refresh.as_of, window, refresh.test.start)
         _OPEN_SESSIONS[_key(refresh.refresh_id)] = session
     session.job = refresh
     return session
@@ -226,3 +237,19 @@ _OPEN_SESSIONS: dict[tuple[Path, str], Session] = {}
 
 def _key(refresh_id: str) -> tuple[Path, str]:
     return config.home(), refresh_id
+
+
+def _fit_test_length(base: KnowledgeBase, now: datetime, end: datetime) -> timedelta:
+    """The length of the test window that ends at ``end``; chosen from the labelled rows if the agent file has none.
+
+    Rows count as stored, also those that the data contract sets aside later: a repeated request finds the same rows.
+    """
+    windows, min_rows = base.config.windows, base.config.observations.min_rows
+    if windows.test is not None:
+        return windows.test
+    longest = base.window("refresh", end - windows.longest_test - windows.train, end)
+    observed = base.read("observations", longest, ["observation_id", "observed_at"])
+    labelled = base.join_labels(observed.drop_duplicates("observation_id"), longest, now)
+    times = labelled.loc[labelled["outcome"] >= 0, "observed_at"]
+    span = end - times.min().to_pydatetime() if len(times) else end - longest.start
+    return windows.fit_test(len(times), span, min_rows)

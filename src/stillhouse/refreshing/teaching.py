@@ -148,7 +148,7 @@ def gather_knowledge(session: Session, rows: TrainingRows, teacher: TeacherRef) 
     rows.forget_teacher_probs()
     answered = rows.has_teacher_probs(teacher.version)
     _log_questions(session, rows, answered_before, chosen & ~answered_before, answered, limited)
-    min_answered = session.settings.windows.min_train_rows // 2
+    min_answered = session.settings.min_train_rows // 2
     if budget.stop_reason and answered.sum() < min_answered:
         raise WindowError(
             f"the teacher has answered {answered.sum()} of the {len(rows)} training rows, and {min_answered} are "
@@ -209,7 +209,7 @@ def _plan_questions(session: Session, rows: pd.DataFrame, answered: Mask, size: 
     return select.plan_questions(
         size,
         has_teacher_probs=answered,
-        is_validation=mask_validation_rows(rows["observed_at"], settings.distillation.validation_every),
+        is_validation=mask_validation_rows(rows["observed_at"], session.distillation),
         scores=select.question_scores(settings.asking.by, probs),
         coordinates=select.row_coordinates(numbers, probs[0] if probs else None) if by_diversity else None,
         uniform_share=settings.asking.uniform_share,

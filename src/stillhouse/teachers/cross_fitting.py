@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stillhouse.config import AgentConfig, Leaf
+from stillhouse.config import AgentConfig, Leaf, fit_defaults
 from stillhouse.parts import Teacher
 from stillhouse.teachers.answers import Array, check_probs, wrap_predict
 from stillhouse.teachers.ensemble import Ensemble, fit_members
@@ -34,6 +34,7 @@ class CrossFit:
 
     def __init__(self, config: AgentConfig, rows: pd.DataFrame) -> None:
         self.config = config
+        self.folds = fit_defaults(config.distillation, len(rows)).folds
         self.time_blocks = assign_time_blocks(config, rows)
         self._rows = rows
         self._fitted: dict[int, list[tuple[Leaf, Teacher]]] = {}
@@ -61,11 +62,10 @@ def cross_fit(
     :returns: by the teacher's name, float64 ``[n, K]``, NaN outside ``mask``.
     :raises PartError: if a teacher fails, takes too long, or gives no probabilities.
     """
-    folds = config.distillation.folds
     mask = np.ones(len(rows), dtype=bool) if mask is None else mask
     cross_fits = CrossFit(config, rows) if cross_fits is None else cross_fits
     probs: dict[str, Array] = {}
-    for block in range(folds):
+    for block in range(cross_fits.folds):
         indices = np.flatnonzero((cross_fits.time_blocks == block) & mask)
         if len(indices):
             for leaf, teacher in cross_fits.fit_without(block):
@@ -73,7 +73,7 @@ def cross_fit(
                 what = f"teacher {leaf.name!r} on {len(indices)} rows"
                 answer = call_user_code(what, leaf.teacher.call_timeout, teacher.predict_proba, rows.iloc[indices])
                 teacher_probs[indices] = check_probs(leaf.name, answer, len(indices), config.actions)
-        progress(f"teacher, block {block + 1} of {folds}")
+        progress(f"teacher, block {block + 1} of {cross_fits.folds}")
     return probs
 
 
@@ -87,7 +87,7 @@ def assign_time_blocks(config: AgentConfig, rows: pd.DataFrame) -> np.ndarray[An
     """
     order = rows["observed_at"].array.argsort(kind="stable")
     blocks = np.empty(len(rows), dtype=np.int64)
-    for block, indices in enumerate(np.array_split(order, config.distillation.folds)):
+    for block, indices in enumerate(np.array_split(order, fit_defaults(config.distillation, len(rows)).folds)):
         blocks[indices] = block
     return blocks
 

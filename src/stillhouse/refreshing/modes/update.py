@@ -111,7 +111,7 @@ class Update(RefreshMode):
             student,
             new_set,
             replay_set,
-            settings.distillation,
+            session.distillation,
             steps=settings.update.steps,
             least_old_share=settings.update.least_old_share,
             stands_for=predecessor.memory.seen,
@@ -222,7 +222,7 @@ def _make_replay_set(session: Session, predecessor: Predecessor, columns: Column
 def _make_past_sets(session: Session, predecessor: Predecessor, columns: Columns) -> dict[str, TrainingSet]:
     """Validation rows of the replay buffer's period, in parts by time, each by its first day."""
     rows = _read_memory_period(session, predecessor)
-    rows = rows[mask_validation_rows(rows["observed_at"], session.settings.distillation.validation_every)]
+    rows = rows[mask_validation_rows(rows["observed_at"], session.distillation)]
     rows = rows[rows["observed_at"] < session.job.new_window.start]
     spans = {}
     for part in np.array_split(np.arange(len(rows)), _PAST_SPANS):
