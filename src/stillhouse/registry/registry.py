@@ -335,10 +335,10 @@ class Registry:
             self._set_version_tags(version, **{_REJECTED_AT: ""})
         self._release(version)  # also if the alias was moved in MLflow, which releases nothing
         self._set_alias(self.agent, aliases, "champion", version)
-        self._record_champion(model, version)
         self._move_ancestor_aliases(aliases)
-        if not keep_challenger:
-            self.withdraw(version)
+        self._record_champion(model, version)  # last: a watch completes a promotion that was killed before
+        if not keep_challenger and aliases.get("challenger") == version:
+            self._set_alias(self.agent, aliases, "challenger", None)
 
     def promotion(self, version: str) -> tuple[ModelRef | None, str]:
         """The champion that ``version`` replaced at its last promotion, and the time of it (ISO 8601, UTC)."""
@@ -361,9 +361,9 @@ class Registry:
         aliases = _aliases_of(model)
         self._release(rollback["to"])
         self._set_alias(self.agent, aliases, "champion", rollback["to"])
-        self._record_champion(model, rollback["to"])
         self._set_alias(self.agent, aliases, "previous", self._champion_before(rollback["to"]))
         self._move_ancestor_aliases(aliases)
+        self._record_champion(model, rollback["to"])
         champion = _model_ref(self._require_version(rollback["to"]))
         before = self.version(self.agent, rollback["from"]) if rollback["from"] else None
         on_done(Rollback(champion, before, rollback["since"]))
