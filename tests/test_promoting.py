@@ -361,6 +361,7 @@ def restore(registry: Registry) -> None:
     registry._set_version_tags("3", rejected_at="")
 
 
+@pytest.mark.slow
 def test_an_interrupted_promotion_is_completed_without_a_verdict(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
