@@ -118,16 +118,27 @@ def refresh(
 @app.command()
 def promote(
     agent: Agent = "flights",
-    version: Annotated[int | None, typer.Option(min=1, help="Make this version the champion.")] = None,
-    rollback: Annotated[
-        bool, typer.Option("--rollback", help="Make the previous champion the champion again.")
-    ] = False,
-    reason: Annotated[str, typer.Option(help="Why; recorded with the verdict.")] = "asked for by hand",
+    action: Annotated[
+        Literal["promote", "approve", "reject", "rollback"],
+        typer.Option(
+            help="promote: make the version, or without one the waiting challenger, the champion; approve: make the "
+            "waiting challenger the champion; reject: refuse it; rollback: make the previous champion the champion."
+        ),
+    ] = "promote",
+    version: Annotated[
+        int | None, typer.Option(min=1, help="The version. Default: the challenger that waits for approval.")
+    ] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="The same as --action rollback.")] = False,
+    reason: Annotated[str, typer.Option(help="Why; recorded with the verdict. Required for reject.")] = "",
+    by: Annotated[str, typer.Option(help="Who; recorded with the verdict. Default: the current user.")] = "",
 ) -> None:
-    """Make another version the champion, by hand."""
+    """Make another version the champion, by hand; approve or reject the waiting challenger; or go back."""
+    if rollback and action not in ("promote", "rollback"):
+        raise typer.BadParameter(f"--rollback goes back, and --action says {action}: give one of them")
     flow = _flow("promote", agent)
 
-    _show(flow(agent=agent, action="rollback" if rollback else "promote", version=version, reason=reason))
+    chosen = "rollback" if rollback else action
+    _show(flow(agent=agent, action=chosen, version=version, reason=reason, by=by))
 
 
 @app.command()

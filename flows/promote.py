@@ -1,4 +1,4 @@
-"""Promote: a person makes a named version, or the previous champion, the champion."""
+"""Promote: a person makes a version the champion, decides about the waiting challenger, or goes back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 
 from stillhouse.locks import refresh_lock
 from stillhouse.records import Verdict
-from tasks import promoting, reporting
+from tasks import events, promoting, reporting
 from tasks.common import AgentName
 
 __all__ = ["promote"]
@@ -18,22 +18,31 @@ __all__ = ["promote"]
 @flow(name="promote", flow_run_name="{action} {agent}", validate_parameters=True)
 def promote(
     agent: AgentName = "flights",
-    action: Literal["promote", "rollback"] = "promote",
+    action: Literal["promote", "approve", "reject", "rollback"] = "promote",
     version: Annotated[int | None, Field(ge=1)] = None,
-    reason: Annotated[str, Field(max_length=500)] = "asked for by hand",
+    reason: Annotated[str, Field(max_length=500)] = "",
+    by: Annotated[str, Field(max_length=100)] = "",
 ) -> Verdict:
-    """Move the alias ``champion``; record the champion before it and the reason.
+    """Move the alias ``champion``, or reject the challenger; record the champion before, who asked for it and why.
 
     Args:
         agent: name of the agent file in agents/
-        action: promote makes `version` the champion; rollback makes the previous champion the champion again
-        version: version of the registered model that has the agent's name; required for promote
-        reason: why the champion changes; recorded with the verdict
+        action: promote makes `version` the champion, or the waiting challenger if `version` is empty; approve makes the
+            waiting challenger the champion; reject refuses it; rollback makes the previous champion the champion again
+        version: version of the registered model that has the agent's name; for approve and reject, the version that was
+            looked at (empty: whichever waits)
+        reason: why; recorded with the verdict. Required for reject
+        by: who; recorded with the verdict. Empty: the user that runs the flow
     """
     with refresh_lock(agent):
         if action == "rollback":
-            verdict = promoting.roll_back(agent, reason)
+            verdict = promoting.roll_back(agent, reason, by)
+        elif action == "reject":
+            verdict = promoting.reject(agent, reason, by, version)
+        elif action == "approve":
+            verdict = promoting.approve(agent, reason, by, version)
         else:
-            verdict = promoting.promote_version(agent, version, reason)
+            verdict = promoting.promote_version(agent, version, reason, by)
         reporting.publish_promotion(verdict)
+        events.announce_verdict(verdict)
     return verdict

@@ -13,7 +13,7 @@ from stillhouse.records import Refresh, RefreshModeName, Verdict
 from stillhouse.refreshing.modes import fall_back
 from stillhouse.refreshing.publishing import closing_on_failure
 from stillhouse.refreshing.session import session_scope
-from tasks import refreshing, reporting
+from tasks import events, refreshing, reporting
 from tasks.common import AgentName
 
 __all__ = ["refresh"]
@@ -61,6 +61,7 @@ def refresh(
                 verdict = job.verdict or _make_and_judge(job)
                 reporting.publish_refresh(job, verdict)
                 refreshing.settle(job, verdict)
+                events.announce_verdict(verdict)
             return verdict
 
 

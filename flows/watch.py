@@ -9,7 +9,7 @@ from prefect import flow
 
 from flows.refresh import refresh
 from stillhouse.records import Verdict
-from tasks import reporting, watching
+from tasks import events, promoting, reporting, watching
 from tasks.common import AgentName
 
 __all__ = ["watch"]
@@ -23,6 +23,8 @@ def watch(
 ) -> Verdict:
     """Check the current window against the data contract, audit the student, measure drift, and decide.
 
+    A champion that somebody made by moving the alias in MLflow is recorded first, as a promotion of its own.
+
     A window that breaks the data contract is refused; a window with too few rows gives "not enough evidence". A refresh
     is needed if the accumulated evidence exceeds the limit that the false alarm budget sets, or if a fixed threshold is
     exceeded. Drift of the inputs is benign as long as the student agrees with its teacher.
@@ -33,6 +35,8 @@ def watch(
         on_drift: announce emits the event stillhouse.drift, which starts the refresh deployment; refresh runs the
             refresh inside this flow run, for use without deployments
     """
+    if moved_by_hand := promoting.record_unrecorded_champion(agent, as_of):
+        events.announce_verdict(moved_by_hand)
     now, window = watching.open_window(agent, as_of)
     data = watching.check_data(agent, window)
     cost = watching.gather_evidence(agent, now, data)

@@ -172,6 +172,7 @@ def test_flows_by_hand_from_nothing_to_a_champion(run: Command, flows: Run) -> N
     watched = flows("watch", "--agent", "toy")
     assert watched.returncode == 0 and "no drift" in watched.stdout
     status = run("status", "toy")
+    assert "problem:" not in status.stdout
     assert "champion" in status.stdout and "last watch" in status.stdout
     assert "logistic" in status.stdout and "in all" in status.stdout
     assert "A small agent whose world turns over" in status.stdout

@@ -126,8 +126,8 @@ def find_first_champion(agent: str) -> ModelRef:
             return model
     if waiting := registry.challenger():
         raise WindowError(
-            f"{waiting} waits for a person's approval: promote it with `python -m flows promote --agent {agent} "
-            f"--version {waiting.version}`, and run the demo again"
+            f"{waiting} waits for a person's approval: promote it with `python -m flows promote --agent {agent}`, "
+            f"and run the demo again"
         )
     raise WindowError(f"no version of agent {agent!r} was ever promoted: the demo was not bootstrapped")
 

@@ -20,7 +20,7 @@ from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Certificate
 from stillhouse.refreshing.proving import load_anchor
 from stillhouse.refreshing.session import Session, open_session, request_refresh
-from tasks import refreshing
+from tasks import events, refreshing
 from tasks.ingesting import live
 from tests.flows import toy
 
@@ -30,6 +30,14 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 def refresh_session(as_of) -> Session:
     """Open the session of a refresh at that time."""
     return open_session(request_refresh("toy", as_of, "manual", "a question", "fit", "redistil"))
+
+
+@pytest.fixture
+def announced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the events about gates and promotions."""
+    names: list[str] = []
+    monkeypatch.setattr(events, "emit_event", lambda event, **_: names.append(event))
+    return names
 
 
 def artifacts() -> dict[str, str]:
@@ -160,7 +168,7 @@ def test_promotion_and_rollback_by_hand(toy_base) -> None:
     assert [v.result for v in base.journal.verdicts() if v.kind == "promotion"] == ["promoted", "rolled_back"]
     with pytest.raises(RegistryError, match="no version '99'"):
         promote(agent="toy", version=99)
-    with pytest.raises(RegistryError, match="which version"):
+    with pytest.raises(RegistryError, match=rf"waits for approval. Which version\? Give `version`: .*{other} \("):
         promote(agent="toy")
     assert open_registry("toy").champion() == champion
 
@@ -176,15 +184,39 @@ def test_refused_challenger_keeps_the_champion(toy_base, day, agents: Path) -> N
     assert open_registry("toy").champion() == champion
 
 
-def test_manual_approval_leaves_the_challenger_waiting(day, agents: Path) -> None:
+def test_a_person_decides_about_the_waiting_challenger(day, agents: Path, announced: list[str]) -> None:
     text = (agents / "toy.yaml").read_text()
     (agents / "toy.yaml").write_text(text.replace("promotion: {", "promotion: {approval: manual, "))
     live.fn("toy", day(0), day(20))
     verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap")
     assert verdict.result == "awaiting_approval" and open_registry("toy").champion() is None
     challenger = open_registry("toy").challenger()
-    promote(agent="toy", version=int(challenger.version))
-    assert open_registry("toy").champion() == challenger and open_registry("toy").challenger() is None
+    rejected = promote(agent="toy", action="reject", reason="not yet", by="ada")
+    assert rejected.result == "rejected" and open_registry("toy").challenger() is None
+    with pytest.raises(RegistryError, match="no version of agent 'toy' waits for approval"):
+        promote(agent="toy")
+    open_registry("toy").promote(challenger.version)
+    assert open_registry("toy").champion() == challenger
+
+    other = next(v.version for v in open_registry("toy").versions() if v.version != challenger.version)
+    open_registry("toy").propose(other)
+    assert promote(agent="toy", by="ada").summary.endswith("approved by ada: asked for by hand")
+    assert open_registry("toy").champion().version == other and open_registry("toy").challenger() is None
+    assert announced == ["stillhouse.awaiting_approval", "stillhouse.rejected", "stillhouse.promoted"]
+
+
+def test_a_watch_records_a_champion_that_was_moved_by_hand(toy_base, day, announced: list[str]) -> None:
+    base, registry = toy_base(24), open_registry("toy")
+    champion = registry.champion()
+    other = next(v.version for v in registry.versions() if v.version != champion.version)
+    registry.client.set_registered_model_alias("toy", "champion", other)
+    watch(agent="toy", as_of=day(24))
+    (moved,) = base.journal.verdicts("promotion")
+    assert (moved.result, moved.reasons[0].text, moved.as_of) == ("promoted", "moved in MLflow by hand", day(24))
+    assert registry.previous() == champion and announced == ["stillhouse.promoted"]
+    watch(agent="toy", as_of=day(24))
+    assert base.journal.verdicts("promotion") == [moved]
+    assert promote(agent="toy", action="rollback").result == "rolled_back" and registry.champion() == champion
 
 
 # --------------------------------------------------------------------------- bad input

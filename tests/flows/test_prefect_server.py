@@ -82,7 +82,10 @@ class Server:
         return runs[0]
 
     def logs(self) -> str:
-        return "\n".join((self.folder / f"{name}.log").read_text()[-3000:] for name in ("server", "worker"))
+        return "\n".join(map(self.logs_of, ("server", "worker")))
+
+    def logs_of(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()[-3000:]
 
     @contextmanager
     def running(self, name: str, *arguments: str) -> Iterator[None]:
@@ -107,6 +110,22 @@ class Server:
                 except (ProcessLookupError, subprocess.TimeoutExpired):
                     continue
 
+    @contextmanager
+    def started(self) -> Iterator[None]:
+        """Run the server alone, until it answers and then as long as needed."""
+        (self.folder / "prefect").mkdir()
+        port = self.url.rpartition(":")[2]
+        with self.running("server", "server", "start", "--host", "127.0.0.1", "--port", port):
+            deadline = time.monotonic() + 180
+            while not _answers(f"{self.url}/api/health"):
+                assert time.monotonic() < deadline, (self.folder / "server.log").read_text()
+                time.sleep(0.5)
+            yield
+
+    def python(self, code: str) -> str:
+        """Run Python code that uses this server."""
+        return self._call([sys.executable, "-c", code], 300)
+
     def _call(self, command: list[str], wait: float) -> str:
         done = subprocess.run(
             command,
@@ -126,13 +145,7 @@ class Server:
 def server(tmp_path: Path) -> Iterator[Server]:
     """A running server with a work pool and a worker."""
     server = Server(tmp_path)
-    (tmp_path / "prefect").mkdir()
-    port = server.url.rpartition(":")[2]
-    with server.running("server", "server", "start", "--host", "127.0.0.1", "--port", port):
-        deadline = time.monotonic() + 180
-        while not _answers(f"{server.url}/api/health"):
-            assert time.monotonic() < deadline, (tmp_path / "server.log").read_text()
-            time.sleep(0.5)
+    with server.started():
         server.prefect("work-pool", "create", "stillhouse", "--type", "process")
         with server.running("worker", "worker", "start", "--pool", "stillhouse"):
             yield server

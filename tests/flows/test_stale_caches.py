@@ -104,7 +104,9 @@ def test_demo_continues_after_manual_approval(agents, day) -> None:
     file.write_text(file.read_text().replace("promotion: {", "promotion: {approval: manual, "))
     ingest("toy", day(0), day(20))
     stillhouse.refresh("toy", day(20), trigger="bootstrap", cause="first")
-    with pytest.raises(WindowError, match=r"toy@\d+ waits for a person's approval: promote it with .* --version \d+"):
+    with pytest.raises(
+        WindowError, match=r"toy@\d+ waits for a person's approval: promote it with .* promote --agent toy`"
+    ):
         find_first_champion("toy")
     version = int(open_registry("toy").challenger().version)
     promoting.promote_version("toy", version, "looked at")

@@ -22,6 +22,7 @@ __all__ = ["show_spending", "status"]
 def status(agent: AgentName) -> None:
     """Show an agent's models, its knowledge base, the cost of its teachers and its last verdict."""
     from stillhouse.knowledge import KnowledgeBase, integrity
+    from stillhouse.promoting import describe_unrecorded_champion
     from stillhouse.registry import Registry
 
     settings = config.load(agent)
@@ -30,7 +31,7 @@ def status(agent: AgentName) -> None:
         console.print(Text.assemble((agent, "bold"), f": {escape_line(settings.description)}"))
     _show_local_state(agent)
     with console.status("asking MLflow"):
-        versions = Registry(agent).versions()
+        versions, unrecorded = Registry(agent).versions(), describe_unrecorded_champion(agent)
     if not versions:
         console.print(
             f"agent {agent!r} has no models yet: fill its knowledge base (python -m flows live), "
@@ -51,6 +52,8 @@ def status(agent: AgentName) -> None:
                 version.refresh_id,
             )
         console.print(table)
+    if unrecorded:
+        console.print(f"problem: {escape_line(unrecorded)}", soft_wrap=True)
     counts = ", ".join(f"{count:,} {name}" for name, count in base.tables.count_rows().items())
     console.print(f"knowledge base {base.root}: {counts or 'empty'}")
     for problem in integrity.find_problems(base.tables):

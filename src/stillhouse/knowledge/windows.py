@@ -79,15 +79,19 @@ def newest_window(base: KnowledgeBase, name: str, rows: int, before: datetime) -
 
 
 def promoted_at(base: KnowledgeBase, champion: str, proved_at: datetime | None) -> datetime | None:
-    """When ``champion`` was promoted, by its gate or later by a person; None if no verdict records it.
+    """When ``champion`` was promoted, by its gate or later by a person or the pool; None if no verdict records it.
 
     :param proved_at: ``as_of`` of the refresh that made the champion.
     """
     by_gate = (
         [] if proved_at is None else [v for v in base.journal.verdicts("gate", proved_at) if v.result == "promoted"]
     )
-    by_hand = [v for v in base.journal.verdicts("promotion") if v.evidence.get("champion") == champion]
-    return max((verdict.as_of for verdict in (*by_gate, *by_hand)), default=None)
+    later = [
+        verdict
+        for verdict in base.journal.verdicts("promotion")
+        if verdict.result in ("promoted", "rolled_back") and verdict.evidence.get("champion") == champion
+    ]
+    return max((verdict.as_of for verdict in (*by_gate, *later)), default=None)
 
 
 def _window_since_promotion(

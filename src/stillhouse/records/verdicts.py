@@ -84,6 +84,7 @@ VerdictResult = Literal[
     "refused",
     "awaiting_approval",
     "rolled_back",
+    "rejected",
 ]
 
 

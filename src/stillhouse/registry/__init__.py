@@ -10,8 +10,19 @@ from stillhouse.registry.entries import (
     RefusedVariant,
     Role,
     Rollback,
+    UnrecordedChampion,
     VersionEntry,
 )
 from stillhouse.registry.registry import Registry
 
-__all__ = ["Lineage", "NewVariant", "OpenedRefresh", "RefusedVariant", "Registry", "Role", "Rollback", "VersionEntry"]
+__all__ = [
+    "Lineage",
+    "NewVariant",
+    "OpenedRefresh",
+    "RefusedVariant",
+    "Registry",
+    "Role",
+    "Rollback",
+    "UnrecordedChampion",
+    "VersionEntry",
+]

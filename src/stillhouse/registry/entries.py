@@ -10,7 +10,16 @@ from pydantic import AwareDatetime, Field
 
 from stillhouse.records import ModelRef, Record, Scorecard, Verdict
 
-__all__ = ["Lineage", "NewVariant", "OpenedRefresh", "RefusedVariant", "Role", "Rollback", "VersionEntry"]
+__all__ = [
+    "Lineage",
+    "NewVariant",
+    "OpenedRefresh",
+    "RefusedVariant",
+    "Role",
+    "Rollback",
+    "UnrecordedChampion",
+    "VersionEntry",
+]
 
 Role = Literal["teacher", "student", "variant"]
 
@@ -57,9 +66,23 @@ class Rollback(NamedTuple):
 
     champion: ModelRef
     before: ModelRef | None
-    """The champion at the time of the request."""
+    """The champion at the time of the request; None: the alias ``champion`` had been deleted."""
     began_at: str
     """ISO 8601, UTC: the time of the request, which an interrupted roll-back keeps when it is resumed."""
+
+
+class UnrecordedChampion(NamedTuple):
+    """A champion that stillhouse did not promote, or not completely."""
+
+    champion: ModelRef
+    recorded: ModelRef | None
+    """The champion that stillhouse made last; None if it was this one, or its version was deleted."""
+    release: int
+    """Number of the newest release, which no later move of the champion has; 0 if there is none."""
+    by_hand: bool
+    """Whether somebody moved the alias in MLflow; False: a promotion of this version was killed before its end."""
+    refused: str
+    """Why the version cannot be released: no trusted key has signed it; empty if it can."""
 
 
 class VersionEntry(Record):
@@ -76,3 +99,4 @@ class VersionEntry(Record):
     registered_at: AwareDatetime
     champion_before: str | None = Field(default=None, description="version that it replaced when it was promoted")
     rolled_back: bool = False
+    rejected: bool = Field(default=False, description="whether a person rejected it, and nobody promoted it since")

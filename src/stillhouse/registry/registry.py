@@ -14,7 +14,15 @@ from stillhouse.errors import RegistryError, SignatureError
 from stillhouse.records import Baseline, ModelRef, Window
 from stillhouse.registry.cache import Cache
 from stillhouse.registry.connection import does_not_exist, process_default
-from stillhouse.registry.entries import Lineage, NewVariant, RefusedVariant, Role, Rollback, VersionEntry
+from stillhouse.registry.entries import (
+    Lineage,
+    NewVariant,
+    RefusedVariant,
+    Role,
+    Rollback,
+    UnrecordedChampion,
+    VersionEntry,
+)
 from stillhouse.registry.experiment import open_experiment
 from stillhouse.registry.models import RELEASE, SIGNATURE, Models, model_id, version_key
 from stillhouse.registry.names import BASELINE, PROFILE, registered_name
@@ -35,7 +43,12 @@ if TYPE_CHECKING:
 __all__ = ["Registry"]
 
 _ROLES: tuple[Role, ...] = ("teacher", "student", "variant")
-_ROLLING_BACK = "rolling_back"  # JSON on the registered model during a roll-back, with the keys: to, from, since
+# tags of the registered model
+_ROLLING_BACK = "rolling_back"  # JSON during a roll-back, with the keys: to, from ("" for none), since
+_RECORDED_CHAMPION = "recorded_champion"  # the version that stillhouse made champion last
+# tags of a version
+_PROPOSED_AT = "proposed_at"  # when it last became challenger
+_REJECTED_AT = "rejected_at"  # when a person rejected it; "" after a later promotion
 
 _refresh_run_ids: Cache[str | None] = Cache()
 """Refresh run of versions, by :func:`version_key`."""
@@ -49,7 +62,9 @@ class Registry:
     itself manages versions and aliases. ``<agent>`` has the aliases ``champion``, ``previous`` and ``challenger``; the
     aliases ``champion`` and ``previous`` of teacher and student follow the lineage of the variant with that alias.
     :meth:`promote` and :meth:`rollback` may be killed at any time: the same call again ends in the same state. Only one
-    process at a time may move an agent's aliases.
+    process at a time may move an agent's aliases. An alias ``champion`` that was moved in MLflow by hand is found by
+    :meth:`unrecorded_champion`: it differs from the tag ``recorded_champion`` of the registered model, or in a store
+    without this tag from the newest release.
 
     Every version has a signature (tag ``signature``); a version that became champion also has its newest release (tag
     ``release``). :meth:`Models.fetch` and :meth:`Models.student_files` return only files that match their signature.
@@ -269,35 +284,61 @@ class Registry:
 
     # ----------------------------------------------------------------- promotion and roll-back
 
-    def propose(self, version: str) -> None:
-        """Make ``version`` the challenger, which waits for approval.
+    def propose(self, version: str) -> str:
+        """Make ``version`` the challenger, which waits for approval; does nothing if a person has rejected it.
 
+        :returns: when it began to wait (ISO 8601, UTC): the same for each call as long as it waits; "" if it does not.
         :raises RegistryError: if ``version`` does not exist.
         """
-        self._require_version(version)
+        tags = self._require_version(version).tags
+        if tags.get(_REJECTED_AT):
+            return ""
+        if self._aliases(self.agent).get("challenger") == version:
+            return str(tags.get(_PROPOSED_AT, ""))
+        proposed_at = timestamp_now()
+        self._set_version_tags(version, **{_PROPOSED_AT: proposed_at})
         self.client.set_registered_model_alias(self.agent, "challenger", version)
+        return proposed_at
 
-    def promote(self, version: str) -> None:
-        """Make ``version`` champion, and the old champion previous.
+    def reject(self, version: str) -> None:
+        """Stop proposing ``version``: it is no longer challenger, and :meth:`propose` ignores it from now on."""
+        self._require_version(version)
+        self._set_version_tags(version, **{_REJECTED_AT: timestamp_now()})
+        self.withdraw(version)
+
+    def withdraw(self, version: str) -> None:
+        """Take the alias ``challenger`` from ``version``, if it has it."""
+        aliases = self._aliases(self.agent)
+        if aliases.get("challenger") == version:
+            self._set_alias(self.agent, aliases, "challenger", None)
+
+    def promote(self, version: str, *, keep_challenger: bool = False) -> None:
+        """Make ``version`` champion, and the recorded champion previous.
 
         The same call after a kill ends in the same state; :meth:`promotion` returns when the promotion began.
 
+        :param keep_challenger: whether ``version`` keeps the alias ``challenger`` until :meth:`withdraw`: a caller that
+            has more to do finds it again after a kill.
         :raises RegistryError: if ``version`` does not exist.
         """
-        self._require_signed(self._require_version(version))
+        entity = self._require_version(version)
+        self._require_signed(entity)
         model = self._registered_model(self.agent)
-        aliases = _aliases_of(model)
-        old_champion = aliases.get("champion")
+        aliases, replaced = _aliases_of(model), self._recorded_champion(model)
         if _ROLLING_BACK in model.tags:
             self.client.delete_registered_model_tag(self.agent, _ROLLING_BACK)
-        if old_champion != version:
-            self._set_version_tags(version, champion_before=old_champion or "", promoted_at=timestamp_now())
-            self._set_alias(self.agent, aliases, "previous", old_champion)
+        if replaced != version:
+            self._record_champion(model, replaced)
+            self._set_version_tags(version, champion_before=replaced or "", promoted_at=timestamp_now())
+            self._set_alias(self.agent, aliases, "previous", replaced)
+        if entity.tags.get(_REJECTED_AT):
+            self._set_version_tags(version, **{_REJECTED_AT: ""})
         self._release(version)  # also if the alias was moved in MLflow, which releases nothing
         self._set_alias(self.agent, aliases, "champion", version)
-        if aliases.get("challenger") == version:
-            self._set_alias(self.agent, aliases, "challenger", None)
         self._move_ancestor_aliases(aliases)
+        self._record_champion(model, version)  # last: a watch completes a promotion that was killed before
+        if not keep_challenger and aliases.get("challenger") == version:
+            self._set_alias(self.agent, aliases, "challenger", None)
 
     def promotion(self, version: str) -> tuple[ModelRef | None, str]:
         """The champion that ``version`` replaced at its last promotion, and the time of it (ISO 8601, UTC)."""
@@ -308,48 +349,113 @@ class Registry:
     def rollback(self, on_done: Callable[[Rollback], None] = lambda _: None) -> ModelRef:
         """Make the previous champion the champion again; its own predecessor becomes previous.
 
+        If the alias ``champion`` was moved or deleted in MLflow by hand, the recorded champion is the previous one.
+
         :param on_done: called after the aliases have moved and before the roll-back is marked as done. If the process
             is killed before or during this call, the next :meth:`rollback` resumes the same roll-back, with the same
             ``began_at``.
         :raises RegistryError: if there is no previous champion.
         """
-        rollback = self._rollback_in_progress() or self._begin_rollback()
-        aliases = self._aliases(self.agent)
+        model = self._registered_model(self.agent)
+        rollback = _rollback_in_progress(model) or self._begin_rollback(model)
+        aliases = _aliases_of(model)
         self._release(rollback["to"])
         self._set_alias(self.agent, aliases, "champion", rollback["to"])
         self._set_alias(self.agent, aliases, "previous", self._champion_before(rollback["to"]))
         self._move_ancestor_aliases(aliases)
+        self._record_champion(model, rollback["to"])
         champion = _model_ref(self._require_version(rollback["to"]))
-        on_done(Rollback(champion, self.version(self.agent, rollback["from"]), rollback["since"]))
-        self._end_rollback()
+        before = self.version(self.agent, rollback["from"]) if rollback["from"] else None
+        on_done(Rollback(champion, before, rollback["since"]))
+        self.client.delete_registered_model_tag(self.agent, _ROLLING_BACK)
         return champion
 
-    def _begin_rollback(self) -> dict[str, str]:
+    def _begin_rollback(self, model: Any) -> dict[str, str]:
         """Store the target of the roll-back before any alias moves."""
-        aliases = self._aliases(self.agent)
+        aliases, recorded = _aliases_of(model), self._recorded_champion(model)
         champion, previous = aliases.get("champion"), aliases.get("previous")
-        if champion is None:
+        if recorded is None:
             raise RegistryError(f"{self.agent} has no champion; promote a version first")
-        if previous == champion:  # a promotion was killed after its first step
-            previous = self._champion_before(champion)
+        if champion != recorded:  # moved in MLflow by hand
+            previous = recorded
+        elif previous == champion:  # a promotion was killed after its first step
+            previous = self._champion_before(recorded)
         if previous is None:
             raise RegistryError(
                 f"{self.agent} has no champion before version {champion}; promote another version instead "
                 f"(versions: {', '.join(entry.version for entry in self.versions())})"
             )
         self._require_signed(self.client.get_model_version(self.agent, previous))
-        rollback = {"to": previous, "from": champion, "since": timestamp_now()}
-        self._set_version_tags(champion, rolled_back_at=rollback["since"], rolled_back_to=previous)
+        rollback = {"to": previous, "from": champion or "", "since": timestamp_now()}
+        self._record_champion(model, recorded)
+        if champion is not None:
+            self._set_version_tags(champion, rolled_back_at=rollback["since"], rolled_back_to=previous)
         self.client.set_registered_model_tag(self.agent, _ROLLING_BACK, json.dumps(rollback))
         return rollback
 
-    def _rollback_in_progress(self) -> dict[str, str] | None:
-        value = self._registered_model(self.agent).tags.get(_ROLLING_BACK)
-        return json.loads(value) if value else None
+    def undone(self, version: str) -> Rollback | None:
+        """The last roll-back from ``version``, which may not be completed yet; None if it was never rolled back."""
+        tags = self._require_version(version).tags
+        target = self.version(self.agent, tags["rolled_back_to"]) if "rolled_back_to" in tags else None
+        return Rollback(target, self.version(self.agent, version), tags["rolled_back_at"]) if target else None
 
-    def _end_rollback(self) -> None:
-        if self._rollback_in_progress():
-            self.client.delete_registered_model_tag(self.agent, _ROLLING_BACK)
+    def is_rolling_back(self, version: str) -> bool:
+        """Whether a roll-back from ``version`` was begun and not completed."""
+        rollback = _rollback_in_progress(self._registered_model(self.agent))
+        return rollback is not None and rollback["from"] == version
+
+    # ----------------------------------------------------------------- the recorded champion
+
+    def unrecorded_champion(self) -> UnrecordedChampion | None:
+        """The champion that stillhouse did not promote, or not completely; None if the champion is as recorded."""
+        model = self._registered_model(self.agent)
+        champion = _aliases_of(model).get("champion")
+        if champion is None or champion == model.tags.get(_RECORDED_CHAMPION):
+            return None
+        if (rollback := _rollback_in_progress(model)) and rollback["from"] == champion:
+            return None  # the roll-back from this champion is completed by its next call
+        recorded, newest = self._recorded_champion(model), self._newest_release()
+        if recorded == champion and _RECORDED_CHAMPION not in model.tags:
+            return None
+        entity = self._require_version(champion)
+        return UnrecordedChampion(
+            champion=_model_ref(entity),
+            recorded=self.version(self.agent, recorded) if recorded and recorded != champion else None,
+            release=0 if newest is None else newest.number,
+            by_hand=newest is None or newest.version != champion,
+            refused=self._refusal(entity),
+        )
+
+    def _recorded_champion(self, model: Any) -> str | None:
+        """The version that stillhouse made champion last.
+
+        A version of the alias ``champion`` that is also the newest release was promoted, and the process was killed
+        before it was recorded. A store that records nothing has releases; if it has none, the alias is believed.
+        """
+        champion = _aliases_of(model).get("champion")
+        recorded = model.tags.get(_RECORDED_CHAMPION) if model else None
+        if model is None or (champion is not None and champion == recorded):
+            return champion
+        newest = self._newest_release()
+        released = None if newest is None else newest.version
+        if released == champion:
+            return champion
+        last = recorded or released
+        return last if last is not None and self._version(self.agent, last) is not None else champion
+
+    def _record_champion(self, model: Any, version: str | None) -> None:
+        """Record which version stillhouse made champion, unless that is recorded already."""
+        if version is not None and model.tags.get(_RECORDED_CHAMPION) != version:
+            self.client.set_registered_model_tag(self.agent, _RECORDED_CHAMPION, version)
+            model.tags[_RECORDED_CHAMPION] = version
+
+    def _refusal(self, version: Any) -> str:
+        """Why the version cannot be released; empty if it can."""
+        try:
+            self.models.signed_version(version)
+        except SignatureError as error:
+            return str(error)
+        return ""
 
     def _champion_before(self, version: str) -> str | None:
         """The version that ``version`` replaced, if it still exists."""
@@ -388,13 +494,21 @@ class Registry:
         The new number exceeds that of every release here, including releases by keys that are no longer trusted:
         machines remember the largest number that they have seen.
         """
-        released = self._all_versions(self.agent, f"tag.{RELEASE} LIKE '%'")
-        envelopes = [entity.tags[RELEASE] for entity in released if RELEASE in entity.tags]
-        newest = max(self._trusted_releases(envelopes), key=lambda release: release.number, default=None)
+        envelopes = self._release_envelopes()
+        newest = self._newest_release(envelopes)
         if newest is None or newest.version != version:
             number = 1 + max(map(claimed_release_number, envelopes), default=0)
             envelope = load_signer().sign(release_statement(self.agent, version, number))
             self._set_version_tags(version, **{RELEASE: envelope})
+
+    def _release_envelopes(self) -> list[str]:
+        released = self._all_versions(self.agent, f"tag.{RELEASE} LIKE '%'")
+        return [entity.tags[RELEASE] for entity in released if RELEASE in entity.tags]
+
+    def _newest_release(self, envelopes: Sequence[str] | None = None) -> Release | None:
+        """The release with the largest number that a trusted key has signed."""
+        releases = self._trusted_releases(self._release_envelopes() if envelopes is None else envelopes)
+        return max(releases, key=lambda release: release.number, default=None)
 
     def _trusted_releases(self, envelopes: Sequence[str]) -> Iterator[Release]:
         for envelope in envelopes:
@@ -489,6 +603,14 @@ def _aliases_of(model: Any) -> dict[str, str]:
     return {alias: str(version) for alias, version in model.aliases.items()} if model else {}
 
 
+def _rollback_in_progress(model: Any) -> dict[str, str] | None:
+    """The roll-back that was begun and not completed; None if the champion was moved elsewhere since."""
+    value = model.tags.get(_ROLLING_BACK) if model else None
+    rollback: dict[str, str] | None = json.loads(value) if value else None
+    champion = _aliases_of(model).get("champion", "")
+    return rollback if rollback and champion in (rollback["from"], rollback["to"]) else None
+
+
 def _signed_again(signer: Signer, envelope: str | None) -> str | None:
     """The envelope signed with the current key; None if there is none or no trusted key has signed it."""
     if envelope is None:
@@ -513,4 +635,5 @@ def _version_entry(version: Any, aliases: list[str]) -> VersionEntry:
         registered_at=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
         champion_before=tags.get("champion_before") or None,
         rolled_back="rolled_back_at" in tags,
+        rejected=bool(tags.get(_REJECTED_AT)),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from stillhouse import data_contract
+from stillhouse.promoting import record_unrecorded_champion
 from stillhouse.records import Verdict
 from stillhouse.refreshing.run import ContractCheck
 from stillhouse.watching.deciding import decide_response, measure_drift
@@ -18,7 +19,8 @@ __all__ = ["watch"]
 def watch(agent: str, as_of: datetime | None = None, *, contract: ContractCheck = data_contract.check) -> Verdict:
     """Check the current window, audit the champion, measure drift, and decide what to do about it.
 
-    The verdict is recorded and logged to MLflow. The response is not carried out: see ``verdict.response``.
+    The verdict is recorded and logged to MLflow, and before it a champion that somebody made by moving the alias in
+    MLflow. The response is not carried out: see ``verdict.response``.
 
     >>> import stillhouse
     >>> verdict = stillhouse.watch("toy")
@@ -31,6 +33,7 @@ def watch(agent: str, as_of: datetime | None = None, *, contract: ContractCheck 
     :returns: the verdict; its ``refresh_mode`` is the mode to pass to :func:`stillhouse.refresh`, if any.
     :raises StillhouseError: if no decision is possible; the message says what to do.
     """
+    record_unrecorded_champion(agent, as_of)
     now, window = open_window(agent, as_of)
     watched = get_window(agent, window)
     data = watched.base.quarantine(*contract(watched.raw, window, watched.settings))
