@@ -13,7 +13,8 @@ from scipy.stats import beta, binom
 from sklearn.metrics import roc_auc_score
 
 from stillhouse.errors import RegistryError
-from stillhouse.evaluate.gate import certify, compare_models, delong, judge, lower_bound, next_anchor, replay
+from stillhouse.evaluate.comparing import compare_models, delong, lower_bound
+from stillhouse.evaluate.gate import certify, judge, next_anchor, replay
 from stillhouse.records import Certificate, Verdict
 from stillhouse.stats import clustered_error
 

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stillhouse.evaluate.gate import compare_models, judge, next_anchor
-from stillhouse.evaluate.proof import Contender, prove
+from stillhouse.evaluate.comparing import compare_models
+from stillhouse.evaluate.gate import judge, next_anchor
+from stillhouse.evaluate.proof import Contender, Yardsticks, prove
 from stillhouse.evaluate.scorecard import measure_agreement, measure_disagreement, measure_quality
 from stillhouse.records import Proof, Refresh, Window
 

@@ -12,7 +12,7 @@ datetime.timedelta(days=4)
 
 from __future__ import annotations
 
-from stillhouse.config.agent import AgentConfig
+from stillhouse.config.agent import AgentConfig, Margins
 from stillhouse.config.base import parse_duration
 from stillhouse.config.compression import (
     Compression,
@@ -74,8 +74,8 @@ from stillhouse.config.paths import (
     unsafe_path_characters,
     use_embedded_defaults,
 )
-from stillhouse.config.promotion import Budgets, Promotion
-from stillhouse.config.quality import OwnScore, QualitySettings
+from stillhouse.config.promotion import Budgets, Promotion, Remember, RememberedWindow
+from stillhouse.config.quality import OwnScore, QualitySettings, ScoreRange
 from stillhouse.config.runtime import CascadeSettings, Runtime, Upkeep
 from stillhouse.config.students import (
     AnyEncoder,
@@ -146,6 +146,7 @@ __all__ = [
     "LeafTeacher",
     "LossSection",
     "LowRank",
+    "Margins",
     "MlflowTeacher",
     "ModuleStudent",
     "ModuleTeacher",
@@ -155,20 +156,27 @@ __all__ = [
     "Observations",
     "Ordered",
     "OutcomeSettings",
+    "OwnScore",
     "Pairs",
+    "Payoff",
     "PresentWhen",
+    "Prices",
     "Promotion",
     "PruneColumns",
     "PruneHeads",
     "PruneLayers",
     "PruneUnits",
     "PythonTeacher",
+    "QualitySettings",
     "RangeWhen",
     "Recipe",
     "Relational",
+    "Remember",
+    "RememberedWindow",
     "Responses",
     "Rule",
     "Runtime",
+    "ScoreRange",
     "Search",
     "ShortTexts",
     "SincePromotion",

@@ -179,8 +179,10 @@ class Watch(Section):
 
     @model_validator(mode="after")
     def _check_some_detection(self) -> Watch:
-        if self.resolved_policy == "alarms" and self.false_alarms is None and all(
-            value is None for name, value in self.thresholds if name != "shifted_columns"
+        if (
+            self.resolved_policy == "alarms"
+            and self.false_alarms is None
+            and all(value is None for name, value in self.thresholds if name != "shifted_columns")
         ):
             raise ValueError(
                 "without a budget of `false_alarms` and without a threshold no drift would ever be detected: set one "

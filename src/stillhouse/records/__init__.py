@@ -36,7 +36,7 @@ from stillhouse.records.pool import (
     RealisedGain,
     Reckoning,
 )
-from stillhouse.records.quality import Disagreement, Latency, Quality, Scorecard
+from stillhouse.records.quality import Disagreement, Latency, NamedQuality, Quality, Scorecard
 from stillhouse.records.refreshes import Baseline, Refresh
 from stillhouse.records.teachers import (
     Contradiction,
@@ -52,6 +52,7 @@ from stillhouse.records.verdicts import (
     Certificate,
     ClusterScores,
     Comparison,
+    ComparisonRole,
     Examination,
     Proof,
     Reason,
@@ -75,6 +76,7 @@ __all__ = [
     "ColumnDistance",
     "ColumnDrift",
     "Comparison",
+    "ComparisonRole",
     "CompressionCandidate",
     "Contradiction",
     "Contradictions",
@@ -91,6 +93,7 @@ __all__ = [
     "LayerSensitivity",
     "LossBaseline",
     "ModelRef",
+    "NamedQuality",
     "PoolEvidence",
     "PoolMember",
     "PoolState",

@@ -44,8 +44,8 @@ class PoolMember(Record):
     role: MemberRole
     made_at: AwareDatetime = Field(description="time of its refresh: when it entered the pool")
     shaped_until: AwareDatetime = Field(
-        description="nothing that was observed later has shaped it: neither training, nor calibration, nor compression, "
-        "nor the fit of its teacher"
+        description="nothing that was observed later has shaped it: neither training, nor calibration, nor "
+        "compression, nor the fit of its teacher"
     )
     mode: str = Field(description="how its student was made, or `final_fit`")
     train_rows: int = Field(default=0, ge=0)
