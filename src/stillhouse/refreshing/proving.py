@@ -19,7 +19,7 @@ from stillhouse.drift.measure import profile_reference, typical_length
 from stillhouse.drift.profile import Profile
 from stillhouse.evaluate import gate
 from stillhouse.evaluate import proof as proofs
-from stillhouse.evaluate.proof import Contender, Yardsticks
+from stillhouse.evaluate.proof import Contender, Predict, Yardsticks
 from stillhouse.records import (
     Certificate,
     DriftCalibration,
@@ -68,7 +68,7 @@ def prove_challenger(session: Session, teacher: TeacherRef, student: StudentRef,
         why=frontier.why,
         fits=frontier.fits,
         champion=_make_champion_contender(session, champion, latency_row) if champion else None,
-        yardsticks=load_yardsticks(session, latency_row),
+        yardsticks=load_yardsticks(session),
         cpu=processor().name,
     )
     certificate = proof.certificate.model_copy(update={"contract_skipped": session.job.contract_skipped})
@@ -94,7 +94,7 @@ def read_proof_windows(session: Session) -> dict[str, pd.DataFrame]:
     return windows | {name: labelled for name, labelled in rows.items() if len(labelled)}
 
 
-def load_yardsticks(session: Session, latency_row: pd.DataFrame) -> Yardsticks:
+def load_yardsticks(session: Session) -> Yardsticks:
     """The earlier champions that the challenger is compared with on current rows: anchor, first, and the newest others.
 
     The pool's size (``watch.payoff.pool``) limits how many are loaded.
@@ -108,7 +108,7 @@ def load_yardsticks(session: Session, latency_row: pd.DataFrame) -> Yardsticks:
         if earlier is None:
             return None
         skipped.add(str(earlier.model))
-        return _make_deployed_contender(session, str(earlier.model), "champion", earlier.variant, 0, latency_row)
+        return Contender(str(earlier.model), "champion", _make_predict(session, earlier.variant), 0)
 
     champions = session.registry.champions()
     anchor = make_contender(_find_anchor(session))
@@ -204,9 +204,15 @@ def _make_deployed_contender(
     size: int,
     latency_row: pd.DataFrame,
 ) -> Contender:
-    actions, row = session.settings.actions, encode(latency_row, variant.columns)
+    row = encode(latency_row, variant.columns)
+    return Contender(name, role, _make_predict(session, variant), size, lambda: variant.probabilities(row))
+
+
+def _make_predict(session: Session, variant: Variant) -> Predict:
+    """Probabilities of the agent file's actions."""
+    actions = session.settings.actions
 
     def predict(rows: pd.DataFrame) -> np.ndarray[Any, Any]:
         return align_actions(variant.predict_proba(rows), variant.actions, actions)
 
-    return Contender(name, role, predict, size, lambda: variant.probabilities(row))
+    return predict
