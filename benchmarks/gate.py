@@ -7,11 +7,13 @@ windows:
 - ``rows``: 20 to 6,000 independent rows, 5 and 77 actions; the two models disagree only where one is worse, or on 5 %
   more rows.
 - ``clusters``: 10 to 300 clusters of 20 rows that are lost or gained as a whole, or a tenth of their rows together.
+- ``log_loss`` and ``cost`` (a score of the user's own, 0 to 10, lower is better): independent rows, or clusters of 20
+  rows with a random effect, whose scores all differ a little; or rows of which a few are lost completely.
 - ``auc``: two actions, one row in five positive; normal scores with correlation .95, alone or in 12 to 100 clusters of
   20 rows with a random effect; or the champion's scores, of which some positives fall to the bottom.
 
-The margin is .02 and the confidence 95 % throughout. A challenger is worse by the margin, by twice the margin, as good,
-or better by the margin.
+The margin is .02 (of a ``cost`` .05) and ``promotion.confidence`` 95 % throughout, of whose error the gate's first look
+may spend 4 %. A challenger is worse by the margin, by twice the margin, as good, or better by the margin.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Callable, Iterator
+from math import log
 from statistics import NormalDist
 from typing import Any
 
@@ -26,12 +29,22 @@ import numpy as np
 from scipy.stats import beta, binom
 
 from benchmarks import report
-from stillhouse.evaluate.gate import _non_inferiority, compare_models
+from stillhouse.evaluate.comparing import compare_models
+from stillhouse.evaluate.gate import _judge_comparison, first_look_confidence
+from stillhouse.quality import Measure, clipped_log_loss
+from stillhouse.records import Comparison
 
 CLAIM = "a challenger that is worse by the margin is promoted no more often than the gate's stated error"
 MARGIN, CONFIDENCE, SEED = 0.02, 0.95, 20_261_130
 TRUTHS = {"worse by the margin": -MARGIN, "worse by twice": -2 * MARGIN, "as good": 0.0, "better": MARGIN}
+FIRST_LOOK = first_look_confidence(CONFIDENCE)
 NORMAL = NormalDist()
+LOG_LOSS = Measure(
+    "log_loss", "nats", 0.0, -log(0.01), "lower", lambda probs, labels, rows: clipped_log_loss(probs, labels, 0.01)
+)
+COST = Measure(
+    "cost", "", 0.0, 10.0, "lower", lambda probs, labels, rows: 10 * (1 - probs[np.arange(len(labels)), labels])
+)
 
 Array = np.ndarray[Any, Any]
 JudgeWindow = Callable[[np.random.Generator, float], bool]
@@ -58,7 +71,13 @@ def main() -> None:
     run.write(
         CLAIM,
         goals_of(cells, seeds),
-        {"margin": MARGIN, "confidence": CONFIDENCE, "windows_of_each_kind": seeds, "kinds": cells},
+        {
+            "margin": MARGIN,
+            "confidence": CONFIDENCE,
+            "first_look_confidence": FIRST_LOOK,
+            "windows_of_each_kind": seeds,
+            "kinds": cells,
+        },
         ["numpy", "scipy"],
     )
 
@@ -68,7 +87,7 @@ def goals_of(cells: list[dict[str, Any]], seeds: int) -> list[report.Goal]:
     goals = []
     for name, truth in (("promoted_at_the_margin", "worse by the margin"), ("promoted_at_twice", "worse by twice")):
         worst = max((cell for cell in cells if cell["challenger"] == truth), key=lambda cell: float(cell["promoted"]))
-        limit = float(binom.ppf(0.975, seeds, 1 - CONFIDENCE)) / seeds
+        limit = float(binom.ppf(0.975, seeds, 1 - FIRST_LOOK)) / seeds
         goals.append(report.Goal(name, limit, "lower", worst["promoted"], worst["low"], worst["high"]))
     power = "rows: 1,000, 5 actions, 5% disagree"
     for name, truth, target in (("as_good_promoted", "as good", 0.75), ("better_promoted", "better", 0.95)):
@@ -102,6 +121,14 @@ def window_kinds() -> Iterator[tuple[str, JudgeWindow]]:
             f"clusters: {clusters} × 20 rows, 10% lost or gained",
             functools.partial(judge_clusters, clusters, 20, 0.1),
         )
+    for name, measure, spread in (("log_loss", LOG_LOSS, 0.15), ("cost", COST, 0.4)):
+        for rows in (20, 150, 1000, 6000):
+            yield f"{name}: {rows:,} rows", functools.partial(judge_changes, measure, rows, 1, spread, 0.0)
+            yield f"{name}: {rows:,} rows, few lost completely", functools.partial(judge_lost_rows, measure, rows, 1)
+        for clusters in (10, 50, 300):
+            kind = f"{name}: {clusters} × 20 rows"
+            yield kind, functools.partial(judge_changes, measure, clusters, 20, spread, spread / 2)
+            yield f"{kind}, few lost completely", functools.partial(judge_lost_rows, measure, clusters, 20)
     for rows in (60, 300, 1000, 6000):
         yield f"auc: {rows:,} rows", functools.partial(judge_scores, rows, 1, 0.0)
     for clusters in (12, 30, 100):
@@ -151,7 +178,73 @@ def passes(clusters: tuple[tuple[int, int], ...], size: int, actions: int) -> bo
     comparison = compare_models(
         "test", labels, make_probs(change >= 0), make_probs(change <= 0), MARGIN, np.arange(rows) // size
     )
-    return comparison is not None and not _non_inferiority(comparison, CONFIDENCE).failed
+    return is_promoted(comparison)
+
+
+def is_promoted(comparison: Comparison | None) -> bool:
+    """Whether the gate's first look proves that the challenger is no worse."""
+    if comparison is None:
+        return False
+    reason = _judge_comparison(comparison, FIRST_LOOK)
+    return not reason.failed and not reason.undecided
+
+
+# --------------------------------------------------------------------------- scores of rows
+
+
+def judge_changes(
+    measure: Measure,
+    count: int,
+    size: int,
+    spread: float,
+    effect: float,
+    rng: np.random.Generator,
+    difference: float,
+) -> bool:
+    """Judge ``count`` clusters of ``size`` rows whose losses all change, by a normal amount.
+
+    :param spread: standard deviation of the change of a row; ``effect``: of what the rows of a cluster share.
+    """
+    change = -scale_of(measure) * difference + rng.normal(scale=spread, size=count * size)
+    change += np.repeat(rng.normal(scale=effect, size=count), size) if effect else 0.0
+    return passes_changes(measure, change, size)
+
+
+def judge_lost_rows(measure: Measure, count: int, size: int, rng: np.random.Generator, difference: float) -> bool:
+    """Judge clusters that are lost or gained as a whole, and as seldom as their size allows; all others are equal."""
+    gain = scale_of(measure) * difference
+    most = worst_loss(measure) if gain < 0 else champion_loss(measure)
+    changed = np.repeat(rng.random(count) < abs(gain) / most, size)
+    return passes_changes(measure, np.where(changed, -np.sign(gain) * most, 0.0), size)
+
+
+def scale_of(measure: Measure) -> float:
+    """How many units of the measure are one unit of the truths above: a ``cost`` has a margin of .05, not .02."""
+    return 0.05 / MARGIN if measure is COST else 1.0
+
+
+def champion_loss(measure: Measure) -> float:
+    """The loss of a row by the champion, whose probability of each outcome is ½."""
+    return 5.0 if measure is COST else log(2)
+
+
+def worst_loss(measure: Measure) -> float:
+    """By how much the challenger's loss of a row can be larger."""
+    return measure.span - champion_loss(measure)
+
+
+def passes_changes(measure: Measure, change: Array, size: int) -> bool:
+    """The gate's verdict on the changes of the rows' losses against the champion's; ``size`` rows form a cluster."""
+    loss = np.clip(champion_loss(measure) + change, 0.0, measure.span)
+    right = 1 - loss / 10 if measure is COST else np.exp(-loss)
+    labels = np.arange(len(loss)) % 2
+    challenger = np.where(
+        (labels == 1)[:, None], np.column_stack([1 - right, right]), np.column_stack([right, 1 - right])
+    )
+    margin = scale_of(measure) * MARGIN
+    champion = np.full_like(challenger, 0.5)
+    clusters = np.arange(len(loss)) // size
+    return is_promoted(compare_models("test", labels, challenger, champion, margin, clusters, measure=measure))
 
 
 # --------------------------------------------------------------------------- AUC of two actions
@@ -186,7 +279,7 @@ def passes_scores(positive: Array, challenger: Array, champion: Array, clusters:
     """The gate's verdict on two scores; larger scores mean the second action."""
     pair = [np.column_stack([-score, score]) for score in (challenger, champion)]
     comparison = compare_models("test", positive.astype(int), *pair, MARGIN, clusters)
-    return comparison is not None and not _non_inferiority(comparison, CONFIDENCE).failed
+    return is_promoted(comparison)
 
 
 if __name__ == "__main__":

@@ -208,11 +208,13 @@ def _show(verdict: Verdict) -> None:
 
 
 def _show_demo(year: DemoResult) -> None:
+    from stillhouse.quality import measure_title
+
     summary = year.summary
-    name = {"auc": "AUC", "accuracy": "accuracy"}[summary.measure]
+    name = measure_title(summary.measure)
     console.print(
         f"{summary.weeks} weeks, {summary.refreshes} refreshes: {summary.promotions} promoted, "
-        f"{summary.refused} refused by the gate\n"
+        f"{summary.refused} refused by the gate, {summary.inconclusive} inconclusive\n"
         f"mean weekly {name}: never refreshed {_format(summary.quality_static) or 'not known'}, "
         f"champion {_format(summary.quality_champion) or 'not known'}, "
         f"teacher {_format(summary.quality_teacher) or 'not measured, because its answers cost money'}\n"

@@ -19,8 +19,10 @@ from stillhouse.evaluate.scorecard import measure_quality
 from stillhouse.files import write_atomic
 from stillhouse.knowledge import KnowledgeBase, tidy_outcomes
 from stillhouse.parts import resolve
+from stillhouse.quality import get_measure
 from stillhouse.records import ModelRef, Record, Verdict, Window, drift_report
 from stillhouse.registry import Registry
+from stillhouse.stats import replace_non_finite
 
 __all__ = [
     "DemoResult",
@@ -58,11 +60,12 @@ class Week(Record):
 class DemoSummary(Record):
     """The demo in twelve numbers; each quality is the mean of the weekly qualities."""
 
-    measure: Literal["auc", "accuracy"]
+    measure: str = Field(description="name of the measure that the agent file names")
     weeks: int
     refreshes: int
     promotions: int
     refused: int
+    inconclusive: int = 0
     quality_static: float | None = Field(description="None if no week has one")
     quality_champion: float | None = Field(description="None if no week has one")
     quality_teacher: float | None = Field(description="None if the teacher costs money")
@@ -161,13 +164,13 @@ def score_week(agent: str, end: datetime, first: ModelRef) -> Week:
     # only a local teacher labels every row here: a remote one costs money; these answers are not stored
     teacher_probs = teacher.ask(rows) if teacher.local and len(rows) else None
     card, report = registry.models.scorecard(champion), drift_report(verdict)
-    labels = rows["outcome"].to_numpy()
+    labels, named = rows["outcome"].to_numpy(), get_measure(base.config)
 
     def score(probs: np.ndarray[Any, Any]) -> float | None:
         if not len(labels):
             return None
-        measured = measure_quality(probs, labels)
-        return measured.score if measured.measure == card.test.measure else None
+        measured = measure_quality(replace_non_finite(probs, labels), labels, named, rows)
+        return measured.score if measured.measure == named.name else None
 
     return Week(
         ending=end,
@@ -197,11 +200,12 @@ def summarize(agent: str, weeks: Sequence[Week], seconds: float) -> DemoResult:
     card = registry.models.scorecard(champion)
     judged_weeks = [week for week in weeks if week.gate]
     summary = DemoSummary(
-        measure=card.test.measure,
+        measure=config.load(agent).quality.name,
         weeks=len(weeks),
         refreshes=len(judged_weeks),
         promotions=sum(week.gate == "promoted" for week in judged_weeks),
         refused=sum(week.gate == "refused" for week in judged_weeks),
+        inconclusive=sum(week.gate == "inconclusive" for week in judged_weeks),
         quality_static=_mean([week.quality_static for week in weeks]),
         quality_champion=_mean([week.quality_champion for week in weeks]),
         quality_teacher=_mean([week.quality_teacher for week in weeks]),
@@ -223,7 +227,7 @@ def summarize(agent: str, weeks: Sequence[Week], seconds: float) -> DemoResult:
         },
         [week.psi for week in weeks],
         [(week.ending, week.gate) for week in judged_weeks],
-        card.test.measure,
+        summary.measure,
         f"{agent}: {len(weeks)} weeks at the decision point",
     )
     figure.savefig(folder / "weeks.png", dpi=110)

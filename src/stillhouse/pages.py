@@ -44,7 +44,7 @@ def format_heading(verdict: Verdict) -> str:
     )
 
 
-_STATUS = {"passed": "passed", "failed": "**failed**", "requested": "requested"}
+_STATUS = {"passed": "passed", "failed": "**failed**", "undecided": "**undecided**", "requested": "requested"}
 
 
 def format_reasons(reasons: tuple[Reason, ...]) -> str:

@@ -21,15 +21,16 @@ from stillhouse.data_contract import count_by_rule, examine, join_names
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.distill.train import distil
 from stillhouse.errors import ConfigError, DataError, PartError, StillhouseError, WindowError
+from stillhouse.evaluate.gate import first_look_confidence
 from stillhouse.evaluate.power import describe_power, provable_margin, rows_needed
-from stillhouse.evaluate.scorecard import measure_quality
 from stillhouse.knowledge import KnowledgeBase, content_keys, tidy, tidy_outcomes
 from stillhouse.parts import rehearsing, resolve
+from stillhouse.quality import get_measure
 from stillhouse.records import SizeLimits, Window
 from stillhouse.refreshing.data import build_training_set
 from stillhouse.registry.foreign import ForeignModels
 from stillhouse.shown import escape_line
-from stillhouse.stats import cluster_ids
+from stillhouse.stats import cluster_ids, replace_non_finite
 from stillhouse.teachers import ensemble
 from stillhouse.variant import Variant, encode
 
@@ -94,6 +95,7 @@ def _short_pass(config: AgentConfig, labelled: pd.DataFrame) -> Iterator[str]:
             features = np.resize(features, (len(future), features.shape[1]))
         labels = future["outcome"].to_numpy()
         training_set = build_training_set(encode(future, columns), probs, labels, columns, features=features)
+        measure = get_measure(config).for_labels(labels, len(config.actions))
         student = new_student(config, columns, training_set.x.numpy(), initial)
         distil(student, training_set, config.distillation, epochs=1)
         target = target_from_student(
@@ -102,7 +104,7 @@ def _short_pass(config: AgentConfig, labelled: pd.DataFrame) -> Iterator[str]:
             config.actions,
             calibration=lambda columns: encode(future, columns),
             validation=lambda columns: encode(future, columns),
-            quality=lambda probs: measure_quality(probs, labels).score,
+            quality=lambda probs: measure.points(replace_non_finite(probs, labels), labels, future),
         )
         fp32_only = Compression(recipes=((Fp32(method="fp32"),),), search=None)
         pack = variant_writer(config.agent, config.actions, {})
@@ -249,18 +251,22 @@ def _check_power(config: AgentConfig, labelled: pd.DataFrame, window: Window) ->
     if promotion.cluster:
         share = len(np.unique(cluster_ids(labelled["observed_at"], promotion.cluster, window.start))) / len(labelled)
         clusters = max(1, round(share * rows))
+    measure, confidence = get_measure(config), first_look_confidence(promotion.confidence)
     rarer = None  # rows of the rarer label
-    if len(config.actions) == 2:
+    if measure.row_scores is None:
         rarer = round(
             rows * float(labelled["outcome"].value_counts(normalize=True).reindex([0, 1], fill_value=0).min())
         )
-    smallest_margin = provable_margin(rows, clusters, promotion.confidence, rarer=rarer)
-    text = f"promotion: {describe_power(rows, clusters, promotion.confidence, rarer=rarer)}"
-    margin = promotion.non_inferiority_margin
+    smallest_margin = provable_margin(rows, clusters, confidence, rarer=rarer, span=measure.span)
+    text = f"promotion: {describe_power(rows, clusters, confidence, rarer=rarer, span=measure.span)}"
+    margin = config.margins.test
     if margin >= smallest_margin:
         return text
-    text += f", and `promotion.non_inferiority_margin` is {margin:g}: a challenger that is no better would be refused"
-    needed = rows_needed(margin, promotion.confidence)
+    text += (
+        f", and `promotion.non_inferiority_margin` is {margin:g}: a challenger that is no better would not be promoted "
+        "at once"
+    )
+    needed = rows_needed(margin, confidence, span=measure.span)
     if needed is None:
         return text
     weeks = math.ceil(days / 7 * needed / max(1, min(rows, clusters) if rarer is None else rarer))

@@ -24,6 +24,7 @@ __all__ = [
     "fit_temperature",
     "half_brier",
     "nanoseconds",
+    "replace_non_finite",
     "tempered_log_loss",
     "total_variation",
 ]
@@ -76,6 +77,21 @@ def half_brier(probs: Array, labels: Array) -> Array:
     """Half of :func:`brier`: a loss in 0…1, ``[n]``, as sequential tests need it."""
     score: Array = np.minimum(1.0, 0.5 * brier(probs, labels))
     return score
+
+
+def replace_non_finite(probs: Array, labels: Array) -> Array:
+    """Probabilities ``[n, K]`` in which a row that is not finite gives 1 to an action other than its label ``[n]``.
+
+    So a NaN counts as the worst possible answer. Otherwise ``argmax`` would take it for the first action, or the row
+    would not be counted at all.
+    """
+    invalid = np.flatnonzero(~np.isfinite(probs).all(axis=1))
+    if not len(invalid):
+        return probs
+    replaced = np.array(probs, dtype=np.float64)
+    replaced[invalid] = 0.0
+    replaced[invalid, np.where(np.asarray(labels)[invalid] == 0, 1, 0)] = 1.0
+    return replaced
 
 
 def tempered_log_loss(logits: Array, labels: Array, temperature: float) -> Array:

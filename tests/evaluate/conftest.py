@@ -14,8 +14,16 @@ from tests.agents import agent_config
 NOW = datetime(2013, 6, 1, tzinfo=UTC)
 
 
-def make_config(budgets: dict[str, Any] | None = None, actions: int = 2, **promotion: Any) -> AgentConfig:
-    return agent_config(actions=["stay", "move", "jump", "run"][:actions], budgets=budgets or {}, promotion=promotion)
+def make_config(
+    budgets: dict[str, Any] | None = None, actions: int = 2, quality: dict[str, Any] | None = None, **promotion: Any
+) -> AgentConfig:
+    """The small agent, by default judged by the AUC for two actions and by the accuracy for more."""
+    return agent_config(
+        actions=["stay", "move", "jump", "run"][:actions],
+        budgets=budgets or {},
+        quality=quality or {"measure": "auc" if actions == 2 else "accuracy"},
+        promotion=promotion,
+    )
 
 
 def make_quality(auc: float | None, accuracy: float = 0.8, rows: int = 900) -> Quality:

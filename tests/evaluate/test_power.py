@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import beta
 
 from stillhouse.evaluate.bounds import bound_shift, shift_without_losses
-from stillhouse.evaluate.gate import compare_models, lower_bound
+from stillhouse.evaluate.comparing import compare_models, lower_bound
 from stillhouse.evaluate.power import describe_power, provable_margin, rows_needed
 
 

@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stillhouse.evaluate.gate import compare_models, judge, next_anchor
-from stillhouse.evaluate.proof import Contender, prove
+from stillhouse.evaluate.comparing import compare_models
+from stillhouse.evaluate.gate import judge, next_anchor
+from stillhouse.evaluate.proof import Contender, Yardsticks, prove
 from stillhouse.evaluate.scorecard import measure_agreement, measure_disagreement, measure_quality
+from stillhouse.quality import AUC
 from stillhouse.records import Proof, Refresh, Window
 
 Array = np.ndarray[Any, Any]
@@ -115,7 +117,7 @@ def test_cards_hold_the_quality_of_each_model_on_each_window(proven: Callable[..
     proof = proven({"small": small, "exact": exact}, old, slices=["origin"])
     for card, model in zip((*proof.variants, proof.champion), (small, exact, old), strict=True):
         for name, rows in WINDOWS.items():
-            assert card.quality[name] == measure_quality(model(rows), rows["outcome"].to_numpy())
+            assert card.quality[name] == measure_quality(model(rows), rows["outcome"].to_numpy(), AUC)
     test = WINDOWS["test"]
     assert [card.model for card in proof.variants] == ["small", "exact"]
     assert (proof.champion.model, proof.champion.role, proof.champion.bytes) == ("toy@3", "champion", 500)
@@ -153,10 +155,16 @@ def test_the_chosen_variant_is_compared_with_the_champion(proven: Callable[..., 
     assert certificate.champion == proof.champion
     assert (certificate.refresh_id, certificate.agent) == ("r1", "toy")
     by_window = {comparison.window: comparison for comparison in certificate.comparisons}
-    assert list(by_window) == ["test", "past", "origin=EWR", "origin=JFK"]
-    for name, margin in (("test", 0.02), ("past", 0.3)):
+    assert list(by_window) == ["test", "origin=EWR", "origin=JFK", "past"]
+    for name, margin, others in (
+        ("test", 0.02, {}),
+        ("past", 0.3, {"role": "reported", "can_grow": False}),
+    ):
         rows = WINDOWS[name]
-        assert by_window[name] == compare_models(name, rows["outcome"].to_numpy(), good(rows), old(rows), margin)
+        labels, found = rows["outcome"].to_numpy(), [c for c in certificate.comparisons if c.window == name]
+        assert found[0] == compare_models(name, labels, good(rows), old(rows), margin, **others)
+    beside = certificate.comparisons[1]
+    assert (beside.measure, beside.role, beside.margin) == ("accuracy", "reported", 0.02)
     assert by_window["origin=JFK"].rows == 100
     assert by_window["origin=JFK"].margin == 0.3
     test = WINDOWS["test"]
@@ -165,7 +173,7 @@ def test_the_chosen_variant_is_compared_with_the_champion(proven: Callable[..., 
 
 def test_small_slices_are_reported_but_not_compared(proven: Callable[..., Proof]) -> None:
     proof = proven({"exact": Model(0.02)}, Model(0.02), slices=["origin"], min_slice_rows=101)
-    assert [c.window for c in proof.certificate.comparisons] == ["test", "past", "origin=EWR"]
+    assert [c.window for c in proof.certificate.comparisons] == ["test", "test", "origin=EWR", "past"]
     assert "origin=JFK" in proof.variants[0].slices
 
 
@@ -176,11 +184,73 @@ def test_without_a_champion_nothing_is_compared(proven: Callable[..., Proof]) ->
     assert judge(proof.certificate).result == "promoted"
 
 
-def test_a_challenger_that_forgot_the_past_is_refused(proven: Callable[..., Proof]) -> None:
+def test_forgetting_the_past_is_reported(proven: Callable[..., Proof]) -> None:
+    """What the champion was once proved on ages: it vetoes nobody by itself."""
     proof = proven({"exact": Model(0.02, fails_on="past")}, Model(0.02))
     verdict = judge(proof.certificate)
-    assert verdict.result == "refused"
-    assert [reason.measure for reason in verdict.reasons if reason.failed] == ["auc:past"]
+    assert verdict.result == "promoted"
+    (reason,) = [reason for reason in verdict.reasons if reason.measure == "auc:past"]
+    assert not reason.failed and not reason.undecided and reason.value < -0.5
+    assert "on the window on which the champion was proved (reported only) (600 rows) the challenger is worse" in (
+        reason.text
+    )
+
+
+WINTER = {"name": "winter", "start": "2023-01-01T00:00:00Z", "end": "2023-03-01T00:00:00Z"}
+
+
+def test_forgetting_what_must_be_remembered_is_a_veto(
+    proven: Callable[..., Proof], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(WINDOWS, "winter", make_rows(600, 5, "winter"))
+    remember = {"windows": [WINTER]}
+    forgetful = judge(proven({"exact": Model(0.02, fails_on="winter")}, Model(0.02), remember=remember).certificate)
+    assert forgetful.result == "refused"
+    assert [reason.measure for reason in forgetful.reasons if reason.failed] == ["auc:winter"]
+    assert judge(proven({"exact": Model(0.02)}, Model(0.02), remember=remember).certificate).result == "promoted"
+
+
+def test_a_slice_of_the_past_that_must_be_remembered(proven: Callable[..., Proof]) -> None:
+    class ForgetsJfk(Model):
+        def __call__(self, rows: pd.DataFrame) -> Array:
+            probs = super().__call__(rows)
+            forgotten = ((rows["origin"] == "JFK") & (rows["window"] == "past")).to_numpy()
+            return np.where(forgotten[:, None], probs[:, ::-1], probs)
+
+    settings: dict[str, Any] = {"remember": {"slices": ["origin"]}, "min_slice_rows": 50, "slice_margin": 0.3}
+    verdict = judge(proven({"exact": ForgetsJfk(0.02)}, Model(0.02), **settings).certificate)
+    assert [reason.measure for reason in verdict.reasons if reason.failed] == ["auc:past, origin=JFK"]
+
+
+def test_a_window_to_remember_without_rows_is_named(proven: Callable[..., Proof]) -> None:
+    verdict = judge(proven({"exact": Model(0.02)}, Model(0.02), remember={"windows": [WINTER]}).certificate)
+    assert verdict.result == "promoted"
+    (text,) = [reason.text for reason in verdict.reasons if reason.measure == "remember"]
+    assert text == "the window 'winter' that must be remembered has 0 rows with outcomes: too few to compare"
+
+
+def test_a_small_window_to_remember_cannot_be_decided_by_later_labels(
+    proven: Callable[..., Proof], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(WINDOWS, "winter", make_rows(40, 5, "winter"))
+    verdict = judge(proven({"exact": Model(0.02)}, Model(0.02), remember={"windows": [WINTER]}).certificate)
+    assert (verdict.result, verdict.labels_needed) == ("inconclusive", None)
+    assert verdict.summary.endswith(
+        "later outcomes add no rows to this window: lengthen it, or raise `promotion.slice_margin`"
+    )
+
+
+def test_the_log_loss_is_compared_with_accuracy_beside(proven: Callable[..., Proof]) -> None:
+    proof = proven({"exact": Model(0.02)}, Model(0.4), quality={"measure": "log_loss"}, non_inferiority_margin=0.05)
+    test, accuracy = proof.certificate.comparisons[:2]
+    assert (test.measure, test.unit, test.better, test.span) == ("log_loss", "nats", "lower", -np.log(0.01))
+    assert test.difference == test.champion - test.challenger > 0
+    assert (accuracy.measure, accuracy.role) == ("accuracy", "no_harm")
+    assert proof.variants[0].test.named.measure == "log_loss"
+    assert proof.variants[0].test.score == test.challenger
+    verdict = judge(proof.certificate)
+    assert verdict.result == "promoted"
+    assert "log loss 0." in verdict.reasons[0].text and "bound of the gain +0." in verdict.reasons[0].text
 
 
 def test_a_challenger_that_fails_one_slice_is_refused(proven: Callable[..., Proof]) -> None:
@@ -226,7 +296,10 @@ def test_losses_of_promotions_in_a_row_do_not_add_up(make: Any, refresh: Refresh
             why="",
             fits=True,
             champion=candidate(champion),
-            anchor=candidate(anchor) if anchor else None,
+            yardsticks=Yardsticks(
+                candidate(anchor) if anchor else None,
+                candidate("toy@0") if anchor != "toy@0" and champion != "toy@0" else None,
+            ),
         )
         verdicts.append(judge(proof.certificate))
         assert proof.certificate.anchor == (anchor or champion)
@@ -234,8 +307,40 @@ def test_losses_of_promotions_in_a_row_do_not_add_up(make: Any, refresh: Refresh
             champion, anchor = name, next_anchor(proof.certificate)
     assert right[champion].mean() >= right["toy@0"].mean() - 0.02
     assert [verdict.result for verdict in verdicts[:2]] == ["promoted", "promoted"]
-    assert {reason.measure for reason in verdicts[-1].reasons if reason.failed} == {"accuracy:anchor"}
+    assert verdicts[-1].result == "inconclusive"
+    assert {reason.measure for reason in verdicts[-1].reasons if reason.undecided} == {"accuracy:anchor"}
     assert anchor == "toy@0"
+
+
+def test_the_never_refreshed_and_the_best_earlier_champion_are_compared_on_current_rows(
+    make: Any, refresh: Refresh
+) -> None:
+    """The anchor was proven better than the first champion on other rows; today the first one is better."""
+    rows, models = make_rows(1500, 4, "test"), {"now": 0.3, "first": 0.01, "middle": 0.1, "poor": 0.6}
+
+    def candidate(name: str, role: Any = "champion") -> Contender:
+        return Contender(name, role, Model(models[name]), 500)
+
+    proof = prove(
+        make.config(non_inferiority_margin=0.02),
+        refresh,
+        {"validation": rows, "test": rows},
+        teacher=candidate("first", "teacher"),
+        student=candidate("now", "student"),
+        variants=[candidate("now", "variant")],
+        chosen="now",
+        why="",
+        fits=True,
+        champion=candidate("now"),
+        yardsticks=Yardsticks(None, candidate("first"), (candidate("poor"), candidate("middle"))),
+    )
+    by_window = {c.window: c for c in proof.certificate.comparisons if c.role == "cumulative"}
+    assert list(by_window) == ["never_refreshed", "best_earlier"]
+    middle = measure_quality(Model(0.1)(rows), rows["outcome"].to_numpy(), AUC)
+    assert by_window["best_earlier"].champion == pytest.approx(middle.score, abs=1e-9)
+    verdict = judge(proof.certificate)
+    assert verdict.result == "refused"
+    assert "auc:never_refreshed" in {reason.measure for reason in verdict.reasons if reason.failed}
 
 
 def test_a_variant_that_exceeds_the_budgets_is_refused_with_the_reason(proven: Callable[..., Proof]) -> None:

@@ -18,7 +18,7 @@ from stillhouse.errors import ConfigError, DataError, PartError, RegistryError, 
 from stillhouse.evaluate.gate import replay
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Certificate
-from stillhouse.refreshing.proving import load_anchor
+from stillhouse.refreshing.proving import load_yardsticks
 from stillhouse.refreshing.session import Session, open_session, request_refresh
 from tasks import events, refreshing
 from tasks.ingesting import live
@@ -72,11 +72,14 @@ def test_drift_is_detected_and_a_new_champion_promoted(day) -> None:
 
     registry, run = open_registry("toy"), open_registry("toy").models.tags(champion)["refresh_run"]
     certificate = registry.runs.read_record(run, "certificate.json", Certificate)
-    assert (certificate.rule, certificate.anchor) == (2, str(first))
-    assert load_anchor(refresh_session(day(33))) is None  # a champion that was proven better is its own anchor
+    assert (certificate.rule, certificate.anchor) == (3, str(first))
+    yardsticks = load_yardsticks(refresh_session(day(33)))
+    assert yardsticks.anchor is None  # a champion that was proven better is its own anchor
+    assert yardsticks.never_refreshed.name == str(first) and yardsticks.earlier == ()
     equal = tuple(c.model_copy(update={"difference": 0.0}) for c in certificate.comparisons)
     registry.runs.log_record(run, certificate.model_copy(update={"comparisons": equal}), "certificate.json")
-    assert load_anchor(refresh_session(day(33))).model == first
+    yardsticks = load_yardsticks(refresh_session(day(33)))
+    assert (yardsticks.anchor.name, yardsticks.never_refreshed) == (str(first), None)
 
     shown = artifacts()
     assert "teacher failing" in shown["watch-toy"]

@@ -23,6 +23,7 @@ def status(agent: AgentName) -> None:
     """Show an agent's models, its knowledge base, the cost of its teachers and its last verdict."""
     from stillhouse.knowledge import KnowledgeBase, integrity
     from stillhouse.promoting import describe_unrecorded_champion
+    from stillhouse.quality import measure_title
     from stillhouse.registry import Registry
 
     settings = config.load(agent)
@@ -38,15 +39,15 @@ def status(agent: AgentName) -> None:
             f"then python -m flows refresh --agent {agent} --trigger bootstrap"
         )
     else:
-        is_binary = len(settings.actions) == 2
-        quality = "AUC (test)" if is_binary else "accuracy (test)"
-        table = Table("version", "alias", "variant", quality, "bytes", "p50 (ms)", "refresh")
+        measure = settings.quality.name
+        heading = f"{measure_title(measure)} (test)"
+        table = Table("version", "alias", "variant", heading, "bytes", "p50 (ms)", "refresh")
         for version in versions:
             table.add_row(
                 version.version,
                 ", ".join(version.aliases),
                 version.variant,
-                format_number(version.auc if is_binary else version.accuracy),
+                format_number(version.figure(measure)),
                 f"{version.bytes or 0:,}",
                 format_number(version.p50_ms),
                 version.refresh_id,

@@ -116,6 +116,7 @@ def target_from_graph(
     calibration: Array,
     validation: Array,
     quality: Callable[[Array], float],
+    quality_name: str = "",
     content_hash: str = "",
 ) -> CompressionTarget:
     """An ONNX graph as a compression target: only its number format can change.
@@ -127,6 +128,7 @@ def target_from_graph(
         calibration=lambda columns: {INPUT_NAME: calibration},
         validation=lambda columns: {INPUT_NAME: validation},
         quality=quality,
+        quality_name=quality_name,
         content_hash=content_hash,
         graph_columns=columns,
     )

@@ -12,7 +12,7 @@ datetime.timedelta(days=4)
 
 from __future__ import annotations
 
-from stillhouse.config.agent import AgentConfig
+from stillhouse.config.agent import AgentConfig, Margins
 from stillhouse.config.base import parse_duration
 from stillhouse.config.compression import (
     Compression,
@@ -75,8 +75,8 @@ from stillhouse.config.paths import (
     unsafe_path_characters,
     use_embedded_defaults,
 )
-from stillhouse.config.promotion import Budgets, Promotion
-from stillhouse.config.quality import OwnScore, QualitySettings
+from stillhouse.config.promotion import Budgets, Promotion, Remember, RememberedWindow
+from stillhouse.config.quality import OwnScore, QualitySettings, ScoreRange
 from stillhouse.config.runtime import CascadeSettings, Runtime, Upkeep
 from stillhouse.config.students import (
     AnyEncoder,
@@ -148,6 +148,7 @@ __all__ = [
     "LeafTeacher",
     "LossSection",
     "LowRank",
+    "Margins",
     "MlflowTeacher",
     "ModuleStudent",
     "ModuleTeacher",
@@ -172,9 +173,12 @@ __all__ = [
     "RangeWhen",
     "Recipe",
     "Relational",
+    "Remember",
+    "RememberedWindow",
     "Responses",
     "Rule",
     "Runtime",
+    "ScoreRange",
     "Search",
     "ShortTexts",
     "SincePromotion",

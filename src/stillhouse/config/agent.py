@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -23,7 +24,21 @@ from stillhouse.config.windows import NewestRows, Windows
 from stillhouse.records import COLUMN_DISTANCES
 from stillhouse.shown import escape_line
 
-__all__ = ["AgentConfig"]
+__all__ = ["AgentConfig", "Margins"]
+
+
+class Margins(NamedTuple):
+    """By how much a challenger may be worse than the champion, in the unit of the named measure.
+
+    :ivar test: on the test window.
+    :ivar total: on the test window, against earlier champions: what promotions in a row may lose together.
+    :ivar slice: on a slice, and on a window that must be remembered.
+    """
+
+    test: float
+    total: float
+    slice: float
+
 
 _MIN_TRAIN_ROWS = 200
 _MIN_ROWS_PER_ACTION = 20
@@ -88,6 +103,22 @@ class AgentConfig(Section):
         """Fewest training rows with outcomes: ``windows.min_train_rows``, or its default for these actions."""
         return self.windows.min_train_rows or max(_MIN_TRAIN_ROWS, _MIN_ROWS_PER_ACTION * len(self.actions))
 
+    @property
+    def margins(self) -> Margins:
+        """By how much a challenger may be worse, in the unit of the named measure: as written, or the defaults.
+
+        >>> import stillhouse
+        >>> stillhouse.load_config("flights").margins
+        Margins(test=0.01, total=0.02, slice=0.02)
+        """
+        promotion, default = self.promotion, self.quality.default_margin
+        test = default if promotion.non_inferiority_margin is None else promotion.non_inferiority_margin
+        return Margins(
+            test=test,
+            total=2 * test if promotion.total_margin is None else promotion.total_margin,
+            slice=4 * default if promotion.slice_margin is None else promotion.slice_margin,
+        )
+
     @model_validator(mode="after")
     def _check_across_sections(self) -> AgentConfig:
         for errors_of in _CHECKS:
@@ -148,12 +179,41 @@ def _feature_errors(config: AgentConfig) -> Iterator[str]:
             return
 
 
-def _slice_errors(config: AgentConfig) -> Iterator[str]:
-    if unknown := [name for name in config.promotion.slices if name not in config.observations.categories]:
+def _quality_and_slice_errors(config: AgentConfig) -> Iterator[str]:
+    yield from _quality_errors(config)
+    yield from _slice_errors(config)
+
+
+def _quality_errors(config: AgentConfig) -> Iterator[str]:
+    """A measure that does not fit the actions, and margins that do not fit the measure."""
+    quality, promotion = config.quality, config.promotion
+    if quality.measure == "auc" and not quality.own and len(config.actions) > 2:
         yield (
-            f"promotion.slices: {', '.join(map(repr, unknown))} is not a category column of `observations`; "
-            f"those are: {', '.join(config.observations.categories) or 'none'}"
+            f"quality.measure: 'auc' needs two actions, and the agent has {len(config.actions)}: take 'log_loss' or "
+            "'accuracy'"
         )
+        return
+    for key in ("non_inferiority_margin", "total_margin", "slice_margin"):
+        margin, span = getattr(promotion, key), quality.range.span
+        if margin is not None and margin > span:
+            yield f"promotion.{key}: is {margin:g}, and all values of {quality.name} lie within a range of {span:.4g}"
+    if config.margins.total < config.margins.test:
+        yield (
+            f"promotion.total_margin: is {config.margins.total:g}, but one promotion alone may lose "
+            f"{config.margins.test:g}, the default for {quality.name}: raise it, or write a lower "
+            "`promotion.non_inferiority_margin`"
+        )
+
+
+def _slice_errors(config: AgentConfig) -> Iterator[str]:
+    """Slices that are no category columns."""
+    promotion, categories = config.promotion, config.observations.categories
+    for key, names in (("slices", promotion.slices), ("remember.slices", promotion.remember.slices)):
+        if unknown := [name for name in names if name not in categories]:
+            yield (
+                f"promotion.{key}: {', '.join(map(repr, unknown))} is not a category column of `observations`; "
+                f"those are: {', '.join(categories) or 'none'}"
+            )
 
 
 def _teacher_and_student_errors(config: AgentConfig) -> Iterator[str]:
@@ -254,7 +314,7 @@ def _threshold_errors(config: AgentConfig) -> Iterator[str]:
 _CHECKS: tuple[Callable[[AgentConfig], Iterator[str]], ...] = (
     _name_errors,
     _feature_errors,
-    _slice_errors,
+    _quality_and_slice_errors,
     _teacher_and_student_errors,
     _retention_errors,
     _window_and_importing_errors,

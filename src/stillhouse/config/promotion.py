@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import AwareDatetime, Field, model_validator
 
-from stillhouse.config.base import Duration, Section
+from stillhouse.config.base import Duration, Name, Section
+from stillhouse.config.explain import find_repeated
 
-__all__ = ["Budgets", "Promotion"]
+__all__ = ["Budgets", "Promotion", "Remember", "RememberedWindow"]
 
 
 class Budgets(Section):
@@ -20,7 +21,11 @@ class Budgets(Section):
         default=None, gt=0, description="95th percentile of the latency of one row's decision (ms)"
     )
     max_quality_loss: float = Field(
-        default=0.005, ge=0, le=1, description="largest loss of AUC (accuracy, for more than two actions) of a variant"
+        default=0.005,
+        ge=0,
+        le=1,
+        description="largest loss of quality of a variant, as a share of the range of the named measure (points of AUC "
+        "or accuracy)",
     )
     max_teacher_calls: int | None = Field(
         default=None,
@@ -38,24 +43,66 @@ class Budgets(Section):
     )
 
 
+class RememberedWindow(Section):
+    """A stretch of time whose rows a challenger must not forget, such as a season."""
+
+    name: Name = Field(description="name of the window in verdicts")
+    start: AwareDatetime
+    end: AwareDatetime
+
+    @model_validator(mode="after")
+    def _check_order(self) -> RememberedWindow:
+        if self.start >= self.end:
+            raise ValueError(f"end: must be later than `start`, {self.start:%Y-%m-%d %H:%M}")
+        return self
+
+
+class Remember(Section):
+    """What a challenger must not forget: vetoes. Other forgetting is only reported.
+
+    >>> Remember(windows=[{"name": "winter", "start": "2013-01-01T00:00Z", "end": "2013-03-01T00:00Z"}]).windows[0].name
+    'winter'
+    """
+
+    slices: tuple[str, ...] = Field(
+        default=(),
+        description="category columns; each of their values is judged on the champion's own test window and on "
+        "`windows`",
+    )
+    windows: tuple[RememberedWindow, ...] = Field(default=(), description="judged with `slice_margin`")
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Remember:
+        if repeated := find_repeated([window.name for window in self.windows]):
+            raise ValueError(
+                f"windows: names must differ, and {', '.join(map(repr, repeated))} is given more than once"
+            )
+        return self
+
+
 class Promotion(Section):
     """What a challenger must prove before it becomes champion."""
 
     approval: Literal["automatic", "manual"] = "automatic"
-    non_inferiority_margin: float = Field(
-        default=0.005,
+    non_inferiority_margin: float | None = Field(
+        default=None,
         ge=0,
-        le=1,
-        description="AUC, or accuracy, by which the challenger may be worse than the champion",
+        description="by how much the challenger may be worse than the champion, in the unit of the named measure; "
+        "null: 0.005 for auc and accuracy, 0.02 nats for log_loss, 0.5 % of the range of a score of your own",
     )
     total_margin: float | None = Field(
         default=None,
         ge=0,
-        le=1,
         description="how much promotions in a row may lose together: the margin against the last champion that was "
-        "proven better than its predecessors; null: twice `non_inferiority_margin`",
+        "proven better than its predecessors, the never-refreshed and the best earlier one; null: twice "
+        "`non_inferiority_margin`",
     )
-    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="confidence of each one-sided bound")
+    confidence: float = Field(
+        default=0.95,
+        gt=0.5,
+        lt=1,
+        description="one-sided; the error, 1 − confidence, is shared by the gate's first look (0.8 of it) and the pool",
+    )
     cluster: Duration = Field(
         default=timedelta(hours=1),
         description="rows observed in the same interval of this length count as one piece of evidence; 0s: each row",
@@ -63,21 +110,21 @@ class Promotion(Section):
     slices: tuple[str, ...] = Field(
         default=(), description="category columns; each of their values is judged separately"
     )
-    slice_margin: float = Field(
-        default=0.02, ge=0, le=1, description="margin on a slice, and on the window on which the champion was proved"
+    slice_margin: float | None = Field(
+        default=None,
+        ge=0,
+        description="margin on a slice, and on what `remember` names; null: four times the default of "
+        "`non_inferiority_margin`",
     )
     min_slice_rows: int = Field(default=300, ge=20, description="smaller slices are reported, not judged")
+    remember: Remember = Remember()
 
     @model_validator(mode="after")
     def _check_total_margin(self) -> Promotion:
-        if self.total_margin is not None and self.total_margin < self.non_inferiority_margin:
+        margin, total = self.non_inferiority_margin, self.total_margin
+        if margin is not None and total is not None and total < margin:
             raise ValueError(
-                f"total_margin: is {self.total_margin:g}, but one promotion alone may lose `non_inferiority_margin`, "
-                f"{self.non_inferiority_margin:g}: raise `total_margin`, or lower `non_inferiority_margin`"
+                f"total_margin: is {total:g}, but one promotion alone may lose `non_inferiority_margin`, "
+                f"{margin:g}: raise `total_margin`, or lower `non_inferiority_margin`"
             )
         return self
-
-    @property
-    def cumulative_margin(self) -> float:
-        """``total_margin``, or its default: how much quality promotions in a row may lose together."""
-        return 2 * self.non_inferiority_margin if self.total_margin is None else self.total_margin

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from stillhouse.config.base import Section, Target
 
-__all__ = ["OwnScore", "QualitySettings"]
+__all__ = ["OwnScore", "QualitySettings", "ScoreRange"]
+
+
+class ScoreRange(NamedTuple):
+    """What the scores of one row can be, and which of them are better."""
+
+    low: float
+    high: float
+    unit: str
+    better: Literal["higher", "lower"]
+
+    @property
+    def span(self) -> float:
+        """The largest minus the smallest score of a row."""
+        return self.high - self.low
 
 
 class OwnScore(Section):
@@ -17,7 +33,10 @@ class OwnScore(Section):
     target: Target = Field(
         description="'module:function', called as (probs, labels, rows); returns a score per row, float [n]"
     )
-    name: str = Field(min_length=1, max_length=40, description="what people call it")
+    name: str = Field(
+        pattern=r"^[A-Za-z][\w .\-]{0,39}$",
+        description="what people call it: letters, digits, spaces and the characters _ . -",
+    )
     low: float = Field(description="smallest score of a row")
     high: float = Field(description="largest score of a row")
     unit: str = Field(default="", max_length=20, description="unit of the score, for pages")
@@ -27,6 +46,12 @@ class OwnScore(Section):
     def _check_range(self) -> OwnScore:
         if self.low >= self.high:
             raise ValueError(f"high: must be more than `low`, {self.low:g}; it is {self.high:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_name(self) -> OwnScore:
+        if self.name in _DEFAULT_MARGINS:
+            raise ValueError(f"name: {self.name!r} is a measure of stillhouse: give your own score another name")
         return self
 
 
@@ -52,3 +77,25 @@ class QualitySettings(Section):
     def name(self) -> str:
         """The name of the measure for people."""
         return self.own.name if self.own else self.measure
+
+    @property
+    def range(self) -> ScoreRange:
+        """The scores that a row can have: 0…−ln ``clip`` nats of log loss, 0…1, or as the user's own score states."""
+        if self.own:
+            return ScoreRange(self.own.low, self.own.high, self.own.unit, self.own.better)
+        if self.measure == "log_loss":
+            return ScoreRange(0.0, -math.log(self.clip), "nats", "lower")
+        return ScoreRange(0.0, 1.0, "", "higher")
+
+    @property
+    def default_margin(self) -> float:
+        """The default of ``promotion.non_inferiority_margin``, in the unit of the measure.
+
+        >>> QualitySettings(measure="auc").default_margin, QualitySettings().default_margin
+        (0.005, 0.02)
+        """
+        return _OWN_MARGIN * self.range.span if self.own else _DEFAULT_MARGINS[self.measure]
+
+
+_DEFAULT_MARGINS: Mapping[str, float] = {"log_loss": 0.02, "accuracy": 0.005, "auc": 0.005}
+_OWN_MARGIN = 0.005  # of the range of a score of the user's own

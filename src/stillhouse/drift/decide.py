@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import exp, hypot, sqrt
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from pydantic import AwareDatetime, Field
 from stillhouse.config import AgentConfig, Responses, Thresholds
 from stillhouse.drift.evidence import joint_evidence
 from stillhouse.errors import WindowError
+from stillhouse.quality import measure_title
 from stillhouse.records import (
     COLUMN_DISTANCES,
     REFRESH_MODES,
@@ -22,6 +24,7 @@ from stillhouse.records import (
     DriftReport,
     EvidenceStep,
     Process,
+    Quality,
     Reason,
     Record,
     RefreshModeName,
@@ -325,17 +328,16 @@ def _fallen_quality(evidence: Evidence, drift: DriftReport, tolerance: float) ->
     now, before = drift.quality, drift.quality_reference
     if now is None or before is None or now.rows < evidence.min_rows:
         return
-    for reason in _quality_reasons(drift, evidence.thresholds, evidence.min_rows):
-        if reason.value is None:
+    for measure, reason in _measured_quality(drift, evidence.thresholds, evidence.min_rows):
+        points, points_before = measure.points(now), measure.points(before)
+        if reason.value is None or points is None or points_before is None:
             continue
-        is_auc, threshold = reason.measure == "auc_drop", reason.threshold
-        score, score_before = (now.auc or 0.0, before.auc or 0.0) if is_auc else (now.accuracy, before.accuracy)
-        rarer_share = 0.25 if is_auc else 1.0
         error = hypot(
-            _max_standard_error(score, now.rows * rarer_share),
-            _max_standard_error(score_before, before.rows * rarer_share),
+            _max_standard_error(points, now.rows * measure.effective_share),
+            _max_standard_error(points_before, before.rows * measure.effective_share),
         )
-        if reason.value > (min(tolerance + 2 * error, 0.1) if threshold is None else threshold):
+        fall, limit = points_before - points, min(tolerance + 2 * error, 0.1)
+        if (fall > limit) if reason.threshold is None else (reason.value > reason.threshold):
             yield reason.text
     half, half_before = now.brier / 2, before.brier / 2  # `Quality.brier` is on the scale 0…2
     error = hypot(_max_standard_error(half, now.rows), _max_standard_error(half_before, before.rows))
@@ -504,32 +506,71 @@ def _disagreement_reason(report: DriftReport, threshold: float | None) -> Reason
     return _reason("disagreement", rise, threshold, text + _format_threshold(threshold))
 
 
+@dataclass(frozen=True)
+class _WatchedMeasure:
+    """A figure of quality whose fall is watched.
+
+    :param value: its value, in its unit; None where it is not defined.
+    :param points: the same as a share of its range, 0 to 1, higher is better.
+    :param effective_share: share of the rows that its standard error is computed with.
+    """
+
+    name: str
+    title: str
+    value: Callable[[Quality], float | None]
+    points: Callable[[Quality], float | None]
+    effective_share: float = 1.0
+
+
+_AUC = _WatchedMeasure("auc", "AUC", lambda quality: quality.auc, lambda quality: quality.auc, 0.25)
+_ACCURACY = _WatchedMeasure("accuracy", "accuracy", lambda quality: quality.accuracy, lambda quality: quality.accuracy)
+
+
+def _named_measure(name: str) -> _WatchedMeasure:
+    """The log loss, or a score of the user's own."""
+    return _WatchedMeasure(
+        name, measure_title(name), lambda quality: quality.judged.value, lambda quality: quality.judged.points
+    )
+
+
 def _quality_reasons(report: DriftReport, thresholds: Thresholds, min_rows: int) -> list[Reason]:
-    """The fall of AUC and of accuracy: those with a threshold, and the one that this agent's models are compared by."""
+    return [reason for _, reason in _measured_quality(report, thresholds, min_rows)]
+
+
+def _measured_quality(
+    report: DriftReport, thresholds: Thresholds, min_rows: int
+) -> list[tuple[_WatchedMeasure, Reason]]:
+    """The fall of quality: of AUC and accuracy where they have a threshold, and of what models are compared by.
+
+    Accuracy is watched beside the log loss and beside a score of the user's own. A window with a single outcome has no
+    AUC, and figures from before the agent file named a measure have none of it: both are compared by the other figures.
+    """
     measures = {quality.measure for quality in (report.quality, report.quality_reference) if quality}
-    compared_by = "accuracy" if "accuracy" in measures else "auc"  # a window with a single outcome has no AUC
-    return [
-        _quality_reason(report, field, name, threshold, min_rows)
-        for field, name, threshold in (
-            ("auc", "AUC", thresholds.auc_drop),
-            ("accuracy", "accuracy", thresholds.accuracy_drop),
-        )
-        if threshold is not None or field == compared_by
+    fixed = {"auc": (_AUC, thresholds.auc_drop), "accuracy": (_ACCURACY, thresholds.accuracy_drop)}
+    named = [_named_measure(measures.pop())] if len(measures) == 1 and not measures & set(fixed) else []
+    compared_by = "accuracy" if named or "accuracy" in measures else "auc"
+    watched = [(measure, None) for measure in named] + [
+        pair for name, pair in fixed.items() if pair[1] is not None or name == compared_by
     ]
+    return [(measure, _quality_reason(report, measure, threshold, min_rows)) for measure, threshold in watched]
 
 
-def _quality_reason(report: DriftReport, field: str, name: str, threshold: float | None, min_rows: int) -> Reason:
-    """How far a figure of quality lies below its value on the window that the champion was proved on."""
-    measure = f"{field}_drop"
-    now, before = getattr(report.quality, field, None), getattr(report.quality_reference, field, None)
+def _quality_reason(report: DriftReport, measure: _WatchedMeasure, threshold: float | None, min_rows: int) -> Reason:
+    """How far a figure of quality has fallen below its value on the window that the champion was proved on."""
+    name = f"{measure.name}_drop"
+    now, before = (
+        None if quality is None else measure.value(quality) for quality in (report.quality, report.quality_reference)
+    )
     if report.quality is None or now is None or before is None:
-        return _reason(measure, None, threshold, f"no {name} on known outcomes to compare")
+        return _reason(name, None, threshold, f"no {measure.title} on known outcomes to compare")
     rows = report.quality.rows
     if rows < min_rows:
         text = f"{rows} outcomes are known; the quality is compared on at least {min_rows}"
-        return _reason(measure, None, threshold, text)
-    text = f"{name} {now:.3f} on {rows} outcomes, {now - before:+.3f} against {before:.3f}"
-    return _reason(measure, before - now, threshold, text + _format_threshold(threshold))
+        return _reason(name, None, threshold, text)
+    better = report.quality.judged.better if measure.name == report.quality.measure else "higher"
+    fall = before - now if better == "higher" else now - before
+    text = f"{measure.title} {now:.3f} on {rows} outcomes, {now - before:+.3f} against {before:.3f}"
+    return _reason(name, fall, threshold, text + _format_threshold(threshold))
 
 
 def _reason(measure: str, value: float | None, threshold: float | None, text: str) -> Reason:

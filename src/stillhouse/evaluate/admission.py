@@ -17,7 +17,7 @@ import pandas as pd
 
 from stillhouse.config import AgentConfig
 from stillhouse.evaluate.bounds import cluster_scores, lower_shift
-from stillhouse.evaluate.gate import RULE_VERSION, compare_models, lower_bound
+from stillhouse.evaluate.comparing import RULE_VERSION, compare_models, lower_bound
 from stillhouse.records import ClusterScores, Comparison, Examination, Reason, Verdict, short_id
 from stillhouse.stats import cluster_ids, clustered_error, total_variation
 

@@ -61,16 +61,19 @@ def cluster_scores(influence: Array, sizes: Array, worst: float) -> ClusterScore
     )
 
 
-def lower_shift(evidence: ClusterScores, confidence: float) -> float:
-    """The lower bound minus the estimate, ≤ 0."""
+def lower_shift(evidence: ClusterScores, confidence: float, growth: float = 1.0) -> float:
+    """The lower bound minus the estimate, ≤ 0.
+
+    :param growth: the bound for that many times as many clusters, if they are like those there are.
+    """
     scores, counts = np.array(evidence.scores).T
-    return bound_shift(scores, counts, evidence.worst, confidence)
+    return bound_shift(scores / growth, counts * growth, evidence.worst / growth, confidence)
 
 
-def upper_shift(evidence: ClusterScores, confidence: float) -> float:
-    """The upper bound minus the estimate, ≥ 0."""
+def upper_shift(evidence: ClusterScores, confidence: float, growth: float = 1.0) -> float:
+    """The upper bound minus the estimate, ≥ 0; ``growth`` as in :func:`lower_shift`."""
     scores, counts = np.array(evidence.scores).T
-    return -bound_shift(-scores, counts, evidence.worst, confidence)
+    return -bound_shift(-scores / growth, counts * growth, evidence.worst / growth, confidence)
 
 
 def bound_shift(scores: Array, counts: Array, worst: float, confidence: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
@@ -13,6 +13,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import EngFormatter, FixedLocator
 from matplotlib.transforms import Bbox
 
+from stillhouse.quality import measure_title
 from stillhouse.records import Proof, Quality, Scorecard, Verdict, WeightChange, drift_report
 from stillhouse.shown import escape_label
 
@@ -20,11 +21,10 @@ __all__ = ["plot_demo_year", "plot_quality", "plot_teacher_weights", "plot_trade
 
 _COLOURS = {"teacher": "#7a5195", "student": "#ef5675", "variant": "#2f6f9f", "champion": "#ffa600"}
 _MAX_VARIANT_CAPTIONS = 6  # with more variants only the chosen one is captioned
-_MEASURE_NAMES = {"auc": "AUC", "accuracy": "accuracy"}
 
 
 def plot_tradeoff(proof: Proof) -> Figure:
-    """Size on disk (log scale) against the AUC on the test window; for more than two actions, the accuracy.
+    """Size on disk (log scale) against the named measure on the test window.
 
     The marker area grows with the latency; a ring marks the chosen variant.
     """
@@ -47,7 +47,7 @@ def plot_tradeoff(proof: Proof) -> Figure:
     axes.scatter(
         chosen.bytes, chosen.test.score, s=_marker_area(chosen) + 160, facecolors="none", edgecolors="black", zorder=4
     )
-    axes.set(xscale="log", xlabel="size on disk", ylabel=f"{_MEASURE_NAMES[chosen.test.measure]} on the test window")
+    axes.set(xscale="log", xlabel="size on disk", ylabel=f"{measure_title(chosen.test.measure)} on the test window")
     axes.xaxis.set_major_formatter(EngFormatter("B"))
     axes.margins(x=0.35, y=0.2)
     axes.grid(alpha=0.3)
@@ -83,18 +83,20 @@ def _caption_text(card: Scorecard) -> str:
 
 
 def plot_quality(verdicts: Sequence[Verdict]) -> Figure:
-    """The champion's AUC or accuracy on known outcomes at every watch; lines mark the verdicts of gates."""
+    """The champion's named measure on known outcomes at every watch; lines mark the verdicts of gates."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
     qualities = [(v.as_of, _watched_quality(v)) for v in verdicts if v.kind == "watch"]
     measured = [(when, quality) for when, quality in qualities if quality is not None]
-    two_actions = all(quality.actions == 2 for _, quality in measured)
-    points = [(when, quality.auc if two_actions else quality.score) for when, quality in measured]
-    points = [(when, value) for when, value in points if value is not None]
+    measures = [quality.measure for _, quality in measured]
+    measure = measures[-1] if measures else "accuracy"  # what the agent file named last
+    if measure == "accuracy" and measures.count("auc"):
+        measure = "auc"  # a window of one outcome has no AUC
+    points = [(when, quality.score) for when, quality in measured if quality.measure == measure]
     if points:
         axes.plot(*zip(*points, strict=True), marker="o", ms=3, color=_COLOURS["champion"], label="champion")
     _mark_gates(figure, [(v.as_of, v.result) for v in verdicts if v.kind == "gate"])
-    axes.set(ylabel=f"{_MEASURE_NAMES['auc' if two_actions else 'accuracy']} on known outcomes")
+    axes.set(ylabel=f"{measure_title(measure)} on known outcomes")
     _format_dates(figure)
     return figure
 
@@ -124,12 +126,13 @@ def plot_demo_year(
     quality: dict[str, Sequence[float | None]],
     drift: Sequence[float | None],
     gates: Sequence[tuple[datetime, str]],
-    measure: Literal["auc", "accuracy"] = "auc",
+    measure: str = "auc",
     title: str = "One year at the decision point",
 ) -> Figure:
     """The weeks of a demo: the quality of each model above, the largest PSI below; lines mark the gate's verdicts.
 
-    :param quality: the AUC or accuracy of each week, by model.
+    :param quality: the value of each week, by model.
+    :param measure: name of the measure.
     :param drift: the largest PSI of each week.
     :param gates: time and result of each gate's verdict.
     """
@@ -142,7 +145,7 @@ def plot_demo_year(
     }
     for name, values in quality.items():
         above.plot(weeks, values, label=name, marker="o", ms=3, **styles.get(name, {}))
-    above.set(ylabel=f"{_MEASURE_NAMES[measure]} of the week")
+    above.set(ylabel=f"{measure_title(measure)} of the week")
     figure.suptitle(title)
     below.bar(weeks, [value or 0.0 for value in drift], width=5, color=_COLOURS["variant"])
     below.set_yscale("symlog", linthresh=1)
@@ -160,7 +163,7 @@ def _watched_quality(verdict: Verdict) -> Quality | None:
 
 
 def _mark_gates(figure: Figure, gates: Sequence[tuple[datetime, str]]) -> None:
-    colours = {"promoted": "#2e8b57", "refused": "#c0392b"}
+    colours = {"promoted": "#2e8b57", "refused": "#c0392b", "inconclusive": "#d39b00"}
     in_legend = set()
     for when, result in gates:
         for number, axes in enumerate(figure.axes):

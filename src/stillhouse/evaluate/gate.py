@@ -6,165 +6,65 @@ identical verdict.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime
-from statistics import NormalDist
-from typing import Any
-
-import numpy as np
 
 from stillhouse.config import AgentConfig
-from stillhouse.errors import RegistryError
-from stillhouse.evaluate.bounds import (
-    MIN_ROWS_FOR_AUC,
-    cluster_scores,
-    few_clusters_factor,
-    lower_shift,
-    upper_shift,
+from stillhouse.evaluate.comparing import (
+    RULE_VERSION,
+    harm_limit,
+    lower_bound,
+    require_rule,
+    rows_factor,
+    upper_bound,
 )
 from stillhouse.evaluate.power import rows_needed
-from stillhouse.evaluate.scorecard import replace_non_finite
+from stillhouse.quality import measure_title
 from stillhouse.records import Certificate, Comparison, Reason, Scorecard, Verdict, short_id
-from stillhouse.stats import clustered_error, delong
 
-__all__ = [
-    "RULE_VERSION",
-    "certify",
-    "compare_models",
-    "judge",
-    "lower_bound",
-    "next_anchor",
-    "replay",
-    "upper_bound",
-]
+__all__ = ["FIRST_LOOK_SHARE", "certify", "first_look_confidence", "judge", "next_anchor", "replay"]
 
-RULE_VERSION = 2
-"""Version of the rule for new certificates. 1: normal bound; 2: bootstrap of clusters with a worst cluster added."""
-
-Array = np.ndarray[Any, Any]
+FIRST_LOOK_SHARE = 0.8
+"""Share of the error ``1 − promotion.confidence`` that the gate's first look spends. The sequential evidence of the
+pool spends the rest, so that a challenger which is worse by the margin becomes champion by either with a probability of
+at most ``1 − confidence``."""
 
 
-def compare_models(
-    window: str,
-    labels: Array,
-    challenger: Array,
-    champion: Array,
-    margin: float,
-    cluster_ids: Array | None = None,
-) -> Comparison | None:
-    """Compare challenger and champion on the same rows, with everything that a bound of the paired difference needs.
+def first_look_confidence(confidence: float) -> float:
+    """The confidence of the gate's bounds under rule 3: ``1 −`` its share of the error.
 
-    For two actions the measure is the AUC, with the influences of DeLong, DeLong and Clarke-Pearson 1988; for more
-    actions it is the accuracy. The rows of one cluster count as one observation: flights of the same hour share their
-    weather, and treating the rows as independent would make the standard error too small (Obuchowski 1997,
-    "Nonparametric analysis of clustered ROC curve data", §2).
-
-    One more cluster could lower the accuracy by its whole size, which is taken as the size of the cluster of an average
-    row. For the AUC, where every row has a small influence, the worst case of one more cluster is the largest of three
-    values: the largest loss by a cluster so far; the mean over the clusters that moved the AUC, with one completely
-    lost cluster added; and one row of the rarer label that falls from the top to the bottom of the ranking.
-
-    A large cluster pulls the estimate towards itself, in proportion to its weight, so its own deviation looks smaller.
-    Therefore the scores of the AUC are scaled up according to the largest cluster, as in a jackknife (Bell and
-    McCaffrey 2002, "Bias reduction in standard errors for linear regression with multi-stage samples"). A row on which
-    a model answers NaN counts as a wrong answer.
-
-    >>> labels = np.array([0, 1, 2] * 100)
-    >>> right = np.eye(3)[labels]
-    >>> comparison = compare_models("test", labels, right, right, margin=0.02)
-    >>> comparison.measure, comparison.difference, round(lower_bound(comparison, 0.95), 3)
-    ('accuracy', 0.0, -0.01)
-
-    :param window: name of the window or slice.
-    :param labels: action indices ``[n]``.
-    :param challenger: probabilities ``[n, K]``; ``champion`` likewise.
-    :param margin: how much worse the challenger may be.
-    :param cluster_ids: the cluster of each row, integers ``[n]``; None: each row is its own.
-    :returns: None if there are no rows; for the AUC, if fewer than ten rows have one of the labels or there are fewer
-        than ten clusters, because then the variance is not meaningful.
+    >>> round(first_look_confidence(0.95), 3)
+    0.96
     """
-    count = len(labels)
-    if not count:
-        return None
-    challenger, champion = replace_non_finite(challenger, labels), replace_non_finite(champion, labels)
-    index = np.arange(count) if cluster_ids is None else np.unique(cluster_ids, return_inverse=True)[1]
-    if challenger.shape[1] > 2:
-        correct = np.stack([p.argmax(axis=1) == labels for p in (challenger, champion)]).astype(float)
-        values = [float(row.mean()) for row in correct]
-        change = correct[0] - correct[1]
-        sizes = np.bincount(index, weights=np.full(count, 1.0 / count))
-        worst, influence = float((sizes**2).sum()), (change - change.mean()) / count
-        leverage, counts = 0.0, {"lost": int((change < 0).sum()), "gained": int((change > 0).sum())}
-    else:
-        positive = labels == 1
-        rarer = min(int(positive.sum()), int((~positive).sum()))
-        if min(rarer, int(index.max()) + 1) < MIN_ROWS_FOR_AUC:
-            return None
-        values, influence = delong(labels, np.stack([challenger[:, 1], champion[:, 1]]))
-        row_weights = np.where(positive, 1 / positive.sum(), 1 / (~positive).sum())
-        sizes = np.bincount(index, weights=row_weights)
-        moved = np.bincount(index, weights=influence + (values[0] - values[1]) * row_weights)
-        worst, counts = _worst_auc_loss(moved, sizes, 1 / rarer), {"rarer": rarer}
-        leverage = float(sizes.max() / sizes.sum())
-    difference = values[0] - values[1]
-    return Comparison(
-        window=window,
-        rows=count,
-        measure="auc" if challenger.shape[1] == 2 else "accuracy",
-        challenger=values[0],
-        champion=values[1],
-        difference=difference,
-        standard_error=clustered_error(influence, index, small_sample=True),
-        margin=margin,
-        rule=RULE_VERSION,
-        evidence=cluster_scores(
-            np.bincount(index, weights=influence) / (1 - leverage), sizes, worst * (1 + difference)
-        ),
-        **counts,
-    )
-
-
-def _worst_auc_loss(moved: Array, sizes: Array, row: float) -> float:
-    """The most by which one more cluster could lower the AUC.
-
-    :param moved: by how much each cluster moved the difference of the AUCs ``[C]``.
-    :param sizes: weight of each cluster ``[C]``.
-    :param row: influence of one row of the rarer label.
-    """
-    distance = np.abs(moved)
-    return max(row, float(-moved.min()), float(sizes.max() + distance.sum()) / (1 + int((distance > 1e-12).sum())))
+    return 1 - FIRST_LOOK_SHARE * (1 - confidence)
 
 
 def judge(certificate: Certificate) -> Verdict:
-    """Promote, refuse, or wait for a person's approval: a pure function of the certificate.
+    """Promote, refuse, wait for a person's approval or for more labels: a pure function of the certificate.
 
-    Every comparison must prove that the challenger is not worse by more than the margin. So a challenger that is worse
-    by the margin or more on any of them is promoted with a probability of at most ``1 − confidence``, and no correction
-    for the number of comparisons is needed. On the test window the challenger must also not be proven worse within the
-    margin, unless the champion itself exceeds a budget.
+    - Refused: a budget is exceeded, or the challenger is proven worse: on the test window at all (unless the champion
+      itself exceeds a budget), on a slice, against an earlier champion by more than the margin, or in accuracy.
+    - Inconclusive: nothing of that, and a comparison cannot prove that the challenger is no worse by more than its
+      margin. The verdict says about how many more labels would decide.
+    - Promoted, or awaiting approval: every comparison proves that. So a challenger that is worse by the margin or more
+      on any of them is promoted here with a probability of at most ``1 − first_look_confidence``, and no correction for
+      the number of comparisons is needed.
+
+    Certificates of rules 1 and 2 are judged by their rule: what cannot be told was refused.
 
     :raises RegistryError: if the certificate was made by a newer rule.
     """
-    _require_rule(certificate.rule)
-    reasons = [_budget_reason(certificate, *budget) for budget in _list_budgets(certificate)]
-    if certificate.nothing_fits:
-        reasons.insert(0, Reason(measure="compression", failed=True, text=certificate.nothing_fits))
-    if certificate.champion is None:
-        reasons.append(_better_than_chance_reason(certificate.challenger))
-    elif not any(comparison.window == "test" for comparison in certificate.comparisons):
-        reasons.append(_not_compared_reason(certificate))
-    loss_allowed = certificate.champion is not None and _exceeds_budget(certificate, certificate.champion)
-    reasons += [
-        _non_inferiority(comparison, certificate.confidence, loss_allowed=loss_allowed)
-        for comparison in certificate.comparisons
-    ]
-    if certificate.contract_skipped:
-        text = f"the data contract was not checked: {certificate.contract_skipped}"
-        reasons.append(Reason(measure="data_contract", failed=False, text=text))
+    require_rule(certificate.rule)
+    reasons = _list_reasons(certificate)
     failed = [reason for reason in reasons if reason.failed]
-    name = certificate.challenger.model
+    undecided = [reason for reason in reasons if reason.undecided]
+    name, labels_needed = certificate.challenger.model, None
     if failed:
         result, summary = "refused", f"{name} refused: {failed[0].text}"
+    elif undecided:
+        labels_needed = _count_needed_labels(certificate)
+        result, summary = "inconclusive", _summarize_undecided(name, labels_needed, undecided[0])
     elif certificate.approval == "manual":
         result, summary = "awaiting_approval", f"{name} passed; a person must promote it"
     else:
@@ -180,7 +80,9 @@ def judge(certificate: Certificate) -> Verdict:
             "response": "hold",
             "summary": summary,
             "reasons": reasons,
-            "evidence": {"certificate": certificate.model_dump(mode="json")},
+            "labels_needed": labels_needed,
+            # unset fields are left out, so that a stored certificate is given back as it was stored
+            "evidence": {"certificate": certificate.model_dump(mode="json", exclude_unset=True)},
         }
     )
 
@@ -199,11 +101,13 @@ def certify(
     comparisons: Sequence[Comparison],
     nothing_fits: str = "",
     anchor: str | None = None,
+    not_compared: Sequence[str] = (),
 ) -> Certificate:
     """The certificate for :func:`judge`, with the agent's current budgets.
 
     :param nothing_fits: why no variant is within the budgets; empty: the challenger does.
     :param anchor: name of the earlier champion that cumulative losses are measured against.
+    :param not_compared: what should not be forgotten and has too few rows to be compared.
     """
     return Certificate(
         agent=config.agent,
@@ -219,6 +123,7 @@ def certify(
         nothing_fits=nothing_fits,
         rule=RULE_VERSION,
         anchor=anchor,
+        not_compared=tuple(not_compared),
     )
 
 
@@ -231,47 +136,74 @@ def next_anchor(certificate: Certificate) -> str | None:
     """
     if certificate.champion is None or certificate.rule == 1:
         return None
-    by_window = {comparison.window: comparison for comparison in certificate.comparisons}
+    by_window = {comparison.window: comparison for comparison in _binding_comparisons(certificate)}
     comparison = by_window.get("anchor", by_window.get("test"))
-    if comparison is not None and lower_bound(comparison, certificate.confidence) > 0:
+    if comparison is not None and lower_bound(comparison, _confidence(certificate)) > 0:
         return None
     return certificate.anchor or certificate.champion.model
 
 
-def lower_bound(comparison: Comparison, confidence: float) -> float:
-    """One-sided lower confidence bound of the difference, by the rule under which the comparison was made.
-
-    :raises RegistryError: if that rule is newer than this version.
-    """
-    return comparison.difference - _bound_distance(comparison, confidence, lower=True)
+def _binding_comparisons(certificate: Certificate) -> list[Comparison]:
+    """The comparisons that must prove something, in the named measure."""
+    return [comparison for comparison in certificate.comparisons if comparison.role in ("non_inferior", "cumulative")]
 
 
-def upper_bound(comparison: Comparison, confidence: float) -> float:
-    """One-sided upper confidence bound of the difference; see :func:`lower_bound`."""
-    return comparison.difference + _bound_distance(comparison, confidence, lower=False)
+def _confidence(certificate: Certificate) -> float:
+    """The confidence of each bound."""
+    return certificate.confidence if certificate.rule <= 2 else first_look_confidence(certificate.confidence)
 
 
-def _bound_distance(comparison: Comparison, confidence: float, *, lower: bool) -> float:
-    """Distance from the difference to its bound, ≥ 0."""
-    _require_rule(comparison.rule)
-    evidence = comparison.evidence
-    if comparison.rule == 1 or evidence is None:
-        return NormalDist().inv_cdf(confidence) * comparison.standard_error
-    distance = -lower_shift(evidence, confidence) if lower else upper_shift(evidence, confidence)
-    if comparison.measure == "accuracy":
-        return distance
-    return distance * few_clusters_factor(evidence.clusters, evidence.effective, confidence)
+# --------------------------------------------------------------------------- labels that would decide
 
 
-def _require_rule(rule: int) -> None:
-    if rule > RULE_VERSION:
-        raise RegistryError(
-            f"this certificate was made by rule {rule} of the gate, and this version of stillhouse knows rules 1 to "
-            f"{RULE_VERSION}: judge it with the version that made it or a newer one"
-        )
+def _count_needed_labels(certificate: Certificate) -> int | None:
+    """About how many more outcomes would decide all that is undecided; None: not foreseeable."""
+    confidence = _confidence(certificate)
+    undecided = [
+        comparison
+        for comparison in _binding_comparisons(certificate)
+        if _judge_comparison(comparison, confidence, loss_allowed=False).undecided
+    ]
+    counts = [_needed_labels(comparison, confidence, certificate.challenger.test.rows) for comparison in undecided]
+    known = [count for count in counts if count is not None]
+    return max(known) if known and len(known) == len(counts) else None
+
+
+def _needed_labels(comparison: Comparison, confidence: float, test_rows: int) -> int | None:
+    """More outcomes in all that would decide this comparison; of a slice, at its present share of the rows."""
+    factor = rows_factor(comparison, confidence)
+    return None if factor is None else max(1, math.ceil((factor - 1) * test_rows))
+
+
+def _summarize_undecided(name: str, labels_needed: int | None, reason: Reason) -> str:
+    if labels_needed is None:
+        return f"{name} inconclusive: {reason.text}"
+    return f"{name} inconclusive: about {labels_needed:,} more labels would decide: {reason.text}"
 
 
 # --------------------------------------------------------------------------- reasons
+
+
+def _list_reasons(certificate: Certificate) -> list[Reason]:
+    """Budgets, comparisons, and what was not compared."""
+    reasons = [_budget_reason(certificate, *budget) for budget in _list_budgets(certificate)]
+    if certificate.nothing_fits:
+        reasons.insert(0, Reason(measure="compression", failed=True, text=certificate.nothing_fits))
+    if certificate.champion is None:
+        reasons.append(_better_than_chance_reason(certificate.challenger))
+    elif not any(comparison.window == "test" for comparison in _binding_comparisons(certificate)):
+        reasons.append(_not_compared_reason(certificate))
+    loss_allowed = certificate.champion is not None and _exceeds_budget(certificate, certificate.champion)
+    judge_comparison = _judge_by_rule_2 if certificate.rule <= 2 else _judge_comparison
+    reasons += [
+        judge_comparison(comparison, _confidence(certificate), loss_allowed=loss_allowed)
+        for comparison in certificate.comparisons
+    ]
+    reasons += [Reason(measure="remember", failed=False, text=text) for text in certificate.not_compared]
+    if certificate.contract_skipped:
+        text = f"the data contract was not checked: {certificate.contract_skipped}"
+        reasons.append(Reason(measure="data_contract", failed=False, text=text))
+    return reasons
 
 
 def _list_budgets(certificate: Certificate) -> list[tuple[str, float | None, float, str]]:
@@ -305,7 +237,7 @@ def _budget_reason(certificate: Certificate, measure: str, value: float | None, 
 def _better_than_chance_reason(card: Scorecard) -> Reason:
     auc = card.test.auc
     failed = auc is None or auc <= 0.5
-    of = "" if card.test.measure == "auc" else " (mean over the actions, each against the others)"
+    of = "" if card.test.actions == 2 else " (mean over the actions, each against the others)"
     text = f"test AUC {auc:.4f}{of} against chance .5" if auc is not None else "no AUC: the test window has one outcome"
     return Reason(measure="auc", value=auc, threshold=0.5, failed=failed, text=text)
 
@@ -316,11 +248,89 @@ def _not_compared_reason(certificate: Certificate) -> Reason:
         f"the test window ({test.rows} rows) has too few outcomes of each action to compare the challenger with "
         f"{champion.model if champion else 'the champion'}: at least ten of either, in at least ten clusters"
     )
-    return Reason(measure=f"{test.measure}:test", failed=True, text=text)
+    refuses = certificate.rule <= 2
+    return Reason(measure=f"{test.measure}:test", failed=refuses, undecided=not refuses, text=text)
 
 
-def _non_inferiority(comparison: Comparison, confidence: float, *, loss_allowed: bool = False) -> Reason:
-    """One-sided: the lower bound of the difference must not be below −margin.
+def _judge_comparison(comparison: Comparison, confidence: float, *, loss_allowed: bool = False) -> Reason:
+    """One-sided: passed if the lower bound of the gain is at least −margin, failed if the challenger is proven harmful.
+
+    :param loss_allowed: whether on the test window the challenger may be proven worse within the margin.
+    """
+    low, high = lower_bound(comparison, confidence), upper_bound(comparison, confidence)
+    limit, margin = harm_limit(comparison), comparison.margin
+    passed, harmful = low >= -margin, high < limit
+    is_test = comparison.window == "test" and comparison.role == "non_inferior"
+    vetoes = comparison.role != "reported"
+    failed = vetoes and harmful and (not passed or (is_test and not loss_allowed))
+    undecided = comparison.role in ("non_inferior", "cumulative") and not passed and not failed
+    shows_upper = failed or comparison.role == "no_harm"
+    value, threshold, side = (high, limit, "upper") if shows_upper else (low, -margin, "lower")
+    text = f"{_describe_rows(comparison)} the challenger {_describe_result(comparison, low, high)}: "
+    text += f"{measure_title(comparison.measure)} {comparison.challenger:.4f} against {comparison.champion:.4f}, "
+    text += f"{side} {_format_percent(confidence)} bound of the gain {value:+.4f}{_format_unit(comparison)}"
+    text += _describe_changed_rows(comparison)
+    if undecided:
+        text += _explain_undecided(comparison, confidence)
+    return Reason(
+        measure=f"{comparison.measure}:{comparison.window}",
+        value=value,
+        threshold=threshold,
+        failed=failed,
+        undecided=undecided,
+        text=text,
+    )
+
+
+_AGAINST = {
+    "anchor": "the test window, against the champion that cumulative losses are measured from",
+    "never_refreshed": "the test window, against the first champion",
+    "best_earlier": "the test window, against the best earlier champion",
+    "past": "the window on which the champion was proved (reported only)",
+}
+
+
+def _describe_rows(comparison: Comparison) -> str:
+    return f"on {_AGAINST.get(comparison.window, comparison.window)} ({comparison.rows} rows)"
+
+
+def _describe_result(comparison: Comparison, low: float, high: float) -> str:
+    """What the bounds prove about the challenger."""
+    margin = f"{comparison.margin:.4g}{_format_unit(comparison)}"
+    if comparison.role == "no_harm":
+        return f"is {'' if high < -comparison.margin else 'not proven '}worse by more than {margin}"
+    if low >= -comparison.margin:
+        return f"is worse, though not by more than {margin}" if high < 0 else f"is not worse by more than {margin}"
+    if high < -comparison.margin:
+        return f"is worse by more than {margin}"
+    return f"is worse, perhaps by more than {margin}" if high < 0 else f"may be worse by more than {margin}"
+
+
+def _describe_changed_rows(comparison: Comparison) -> str:
+    if comparison.lost is None or comparison.gained is None:
+        return ""
+    if comparison.measure == "accuracy":
+        return f"; only the challenger is right on {comparison.gained} rows, only the champion on {comparison.lost}"
+    return f"; the challenger's score is better on {comparison.gained} rows, the champion's on {comparison.lost}"
+
+
+def _explain_undecided(comparison: Comparison, confidence: float) -> str:
+    """How many rows would decide."""
+    if not comparison.can_grow:
+        return "; later outcomes add no rows to this window: lengthen it, or raise `promotion.slice_margin`"
+    factor = rows_factor(comparison, confidence)
+    few = _explain_too_few_rows(comparison, confidence)
+    if factor is None:
+        return few + "; no number of rows like these would decide"
+    return few + f"; {math.ceil((factor - 1) * comparison.rows):,} more rows like these would decide"
+
+
+def _format_unit(comparison: Comparison) -> str:
+    return f" {comparison.unit}" if comparison.unit else ""
+
+
+def _judge_by_rule_2(comparison: Comparison, confidence: float, *, loss_allowed: bool = False) -> Reason:
+    """Rules 1 and 2, one-sided: the lower bound of the difference must not be below −margin.
 
     On the test window, the upper bound must not be below 0 either.
 
@@ -357,7 +367,7 @@ def _explain_too_few_rows(comparison: Comparison, confidence: float) -> str:
     available, unit = evidence.effective, "rows" if evidence.clusters == comparison.rows else "clusters of rows"
     if comparison.rarer is not None:
         available, unit = comparison.rarer, "rows of the rarer outcome"
-    needed = rows_needed(comparison.margin, confidence)
+    needed = rows_needed(comparison.margin, confidence, span=comparison.span)
     if needed is None or available >= needed:
         return ""
     return (

@@ -10,19 +10,20 @@ import numpy as np
 import pandas as pd
 
 from stillhouse.config import AgentConfig
-from stillhouse.evaluate.gate import certify, compare_models
+from stillhouse.evaluate.comparing import compare_models
+from stillhouse.evaluate.gate import certify
 from stillhouse.evaluate.scorecard import (
     measure_agreement,
     measure_disagreement,
     measure_quality,
-    replace_non_finite,
     score_slices,
 )
 from stillhouse.latency import measure_latency
-from stillhouse.records import Comparison, Latency, Proof, Refresh, Scorecard
-from stillhouse.stats import cluster_ids
+from stillhouse.quality import ACCURACY, Measure, get_measure
+from stillhouse.records import Comparison, ComparisonRole, Latency, Proof, Refresh, Scorecard
+from stillhouse.stats import cluster_ids, replace_non_finite
 
-__all__ = ["Contender", "Predict", "prove"]
+__all__ = ["Contender", "Predict", "Yardsticks", "prove"]
 
 Array = np.ndarray[Any, Any]
 Predict = Callable[[pd.DataFrame], Array]
@@ -44,6 +45,20 @@ class Contender:
     one_row: Callable[[], object] | None = None
 
 
+@dataclass(frozen=True)
+class Yardsticks:
+    """Earlier champions that a challenger is compared with on the test window, so that small losses do not add up.
+
+    :param anchor: the champion that cumulative losses are measured against; None: the champion itself.
+    :param never_refreshed: the first champion; None: it is the champion or the anchor.
+    :param earlier: other earlier champions; the one that is best on the validation rows is compared.
+    """
+
+    anchor: Contender | None = None
+    never_refreshed: Contender | None = None
+    earlier: tuple[Contender, ...] = ()
+
+
 def prove(
     config: AgentConfig,
     refresh: Refresh,
@@ -56,26 +71,26 @@ def prove(
     why: str,
     fits: bool,
     champion: Contender | None,
-    anchor: Contender | None = None,
+    yardsticks: Yardsticks = Yardsticks(),
     cpu: str = "",
 ) -> Proof:
     """Score every model on every window, and compare the chosen variant with the champion.
 
     :param windows: labelled rows (with ``outcome``) by name: ``validation`` (part of the training window, used for
-        choosing), ``test`` (later than any training row, used for judging), and optionally ``past`` (the window that
-        the champion was proved on: a challenger that has forgotten it is refused).
+        choosing), ``test`` (later than any training row, used for judging), optionally ``past`` (the window that the
+        champion was proved on: forgetting is reported), and those of ``promotion.remember.windows`` (forgetting is a
+        veto).
     :param chosen: name of the variant that compression proposes, without having used any test row; ``why`` says why.
     :param fits: whether it is within the budgets.
-    :param anchor: the earlier champion that cumulative losses are measured against; None: the champion itself.
+    :param yardsticks: earlier champions that the challenger is compared with as well.
     :param cpu: processor on which the latencies are measured.
     """
     contenders = [teacher, student, *variants, *([champion] if champion else [])]
+    measure = get_measure(config)
     # the teacher has seen the outcomes of every window but the test window
     probs = {
         contender.role + contender.name: {
-            name: contender.predict(rows)
-            if contender is teacher
-            else replace_non_finite(contender.predict(rows), rows["outcome"].to_numpy())
+            name: contender.predict(rows) if contender is teacher else _predict(contender, rows)
             for name, rows in windows.items()
             if contender is not teacher or name == "test"
         }
@@ -87,17 +102,16 @@ def prove(
 
     def scorecard(contender: Contender) -> Scorecard:
         key = contender.role + contender.name
-        return _make_scorecard(config, contender, probs[key], windows, latencies.get(key), teacher_probs, cpu)
+        return _make_scorecard(config, measure, contender, probs[key], windows, latencies.get(key), teacher_probs, cpu)
 
     cards = [scorecard(variant) for variant in variants]
     challenger = next(card for card in cards if card.model == chosen)
     challenger_probs = probs["variant" + chosen]
     champion_card = scorecard(champion) if champion else None
-    comparisons = []
+    comparisons: list[Comparison] = []
     if champion is not None:
-        comparisons = _compare_on_windows(config, windows, challenger_probs, probs["champion" + champion.name])
-    if champion is not None and anchor is not None:
-        comparisons += _compare_with_anchor(config, windows["test"], challenger_probs["test"], anchor)
+        compare = _Comparing(config, measure, windows, challenger_probs)
+        comparisons = compare.with_champion(probs["champion" + champion.name]) + compare.with_earlier(yardsticks)
     return Proof(
         teacher=scorecard(teacher),
         student=scorecard(student),
@@ -116,13 +130,19 @@ def prove(
             champion_card,
             comparisons,
             "" if fits else why,
-            anchor=None if champion is None else (anchor or champion).name,
+            anchor=None if champion is None else (yardsticks.anchor or champion).name,
+            not_compared=[] if champion is None else _list_not_compared(config, windows, comparisons),
         ),
     )
 
 
+def _predict(contender: Contender, rows: pd.DataFrame) -> Array:
+    return replace_non_finite(contender.predict(rows), rows["outcome"].to_numpy())
+
+
 def _make_scorecard(
     config: AgentConfig,
+    measure: Measure,
     contender: Contender,
     probs: Mapping[str, Array],
     windows: Mapping[str, pd.DataFrame],
@@ -140,8 +160,11 @@ def _make_scorecard(
     return Scorecard(
         model=contender.name,
         role=contender.role,
-        quality={name: measure_quality(p, windows[name]["outcome"].to_numpy()) for name, p in probs.items()},
-        slices=score_slices(test, probs["test"], test["outcome"].to_numpy(), config.promotion.slices),
+        quality={
+            name: measure_quality(p, windows[name]["outcome"].to_numpy(), measure, windows[name])
+            for name, p in probs.items()
+        },
+        slices=score_slices(test, probs["test"], test["outcome"].to_numpy(), config.promotion.slices, measure),
         agreement=with_teacher,
         bytes=contender.bytes,
         latency=latency,
@@ -149,39 +172,128 @@ def _make_scorecard(
     )
 
 
-def _compare_on_windows(
-    config: AgentConfig,
-    windows: Mapping[str, pd.DataFrame],
-    challenger: Mapping[str, Array],
-    champion: Mapping[str, Array],
-) -> list[Comparison]:
-    """Challenger and champion on the test window, on the past window, and on the slices of the test window."""
-    promotion = config.promotion
-    comparisons = []
-    for name, margin in (("test", promotion.non_inferiority_margin), ("past", promotion.slice_margin)):
-        if name in windows:
-            rows = windows[name]
-            labels, clusters = rows["outcome"].to_numpy(), cluster_ids(rows["observed_at"], promotion.cluster)
-            comparisons.append(compare_models(name, labels, challenger[name], champion[name], margin, clusters))
-    test = windows["test"]
-    labels, clusters = test["outcome"].to_numpy(), cluster_ids(test["observed_at"], promotion.cluster)
-    for column in promotion.slices:
-        for value in sorted(test[column].dropna().unique()):
-            mask = (test[column] == value).to_numpy()
-            if mask.sum() >= promotion.min_slice_rows:
-                name, margin = f"{column}={value}", promotion.slice_margin
-                pair = challenger["test"][mask], champion["test"][mask]
-                comparisons.append(compare_models(name, labels[mask], *pair, margin, clusters[mask]))
-    return [comparison for comparison in comparisons if comparison is not None]
+@dataclass(frozen=True)
+class _Comparing:
+    """Compares the challenger with other models on the windows of a refresh, in the named measure.
+
+    :param challenger: its probabilities by window.
+    """
+
+    config: AgentConfig
+    measure: Measure
+    windows: Mapping[str, pd.DataFrame]
+    challenger: Mapping[str, Array]
+
+    def with_champion(self, champion: Mapping[str, Array]) -> list[Comparison]:
+        """On the test window, its slices, and what must be remembered; accuracy and the past are looked at beside."""
+        promotion, margins = self.config.promotion, self.config.margins
+        comparisons = [self._compare("test", champion["test"], margins.test)]
+        if self.measure.name != ACCURACY.name:
+            margin = max(_ACCURACY_MARGIN, margins.test / self.measure.span)
+            role: ComparisonRole = "no_harm" if self.measure.name == "log_loss" else "reported"
+            comparisons.append(self._compare("test", champion["test"], margin, role=role, measure=ACCURACY))
+        comparisons += self._compare_slices("test", champion["test"], promotion.slices)
+        if "past" in self.windows:
+            comparisons.append(self._compare("past", champion["past"], margins.slice, role="reported", can_grow=False))
+            comparisons += self._compare_slices("past", champion["past"], promotion.remember.slices, can_grow=False)
+        for window in promotion.remember.windows:
+            if window.name in self.windows:
+                probs = champion[window.name]
+                comparisons.append(self._compare(window.name, probs, margins.slice, can_grow=False))
+                comparisons += self._compare_slices(window.name, probs, promotion.remember.slices, can_grow=False)
+        return [comparison for comparison in comparisons if comparison is not None]
+
+    def with_earlier(self, yardsticks: Yardsticks) -> list[Comparison]:
+        """On the test window, with earlier champions: the cumulative loss of promotions has its own margin."""
+        test = self.windows["test"]
+        by_name = {
+            "anchor": yardsticks.anchor,
+            "never_refreshed": yardsticks.never_refreshed,
+            "best_earlier": self._find_best(yardsticks.earlier),
+        }
+        comparisons = [
+            self._compare("test", _predict(contender, test), self.config.margins.total, name, role="cumulative")
+            for name, contender in by_name.items()
+            if contender is not None
+        ]
+        return [comparison for comparison in comparisons if comparison is not None]
+
+    def _find_best(self, contenders: Sequence[Contender]) -> Contender | None:
+        """The best on the validation rows: the best on the test window would look better there than it is."""
+        rows = self.windows["validation"]
+        labels = rows["outcome"].to_numpy()
+        if not contenders or not len(rows):
+            return None
+
+        def points(contender: Contender) -> float:
+            probs = _predict(contender, rows)
+            return self.measure.for_labels(labels, probs.shape[1]).points(probs, labels, rows)
+
+        return max(contenders, key=points)
+
+    def _compare_slices(
+        self, window: str, champion: Array, columns: Sequence[str], *, can_grow: bool = True
+    ) -> list[Comparison | None]:
+        """Each value of the columns that has enough rows."""
+        rows = self.windows[window]
+        prefix = "" if window == "test" else f"{window}, "
+        comparisons = []
+        for column in columns:
+            for value in sorted(rows[column].dropna().unique()):
+                mask = (rows[column] == value).to_numpy()
+                if mask.sum() >= self.config.promotion.min_slice_rows:
+                    comparisons.append(
+                        self._compare(
+                            window,
+                            champion,
+                            self.config.margins.slice,
+                            f"{prefix}{column}={value}",
+                            mask=mask,
+                            can_grow=can_grow,
+                        )
+                    )
+        return comparisons
+
+    def _compare(
+        self,
+        window: str,
+        other: Array,
+        margin: float,
+        name: str = "",
+        *,
+        mask: Array | None = None,
+        role: ComparisonRole = "non_inferior",
+        can_grow: bool = True,
+        measure: Measure | None = None,
+    ) -> Comparison | None:
+        rows, challenger = self.windows[window], self.challenger[window]
+        if mask is not None:
+            rows, challenger, other = rows[mask], challenger[mask], other[mask]
+        return compare_models(
+            name or window,
+            rows["outcome"].to_numpy(),
+            challenger,
+            other,
+            margin,
+            cluster_ids(rows["observed_at"], self.config.promotion.cluster),
+            measure=measure or self.measure,
+            rows=rows,
+            role=role,
+            can_grow=can_grow,
+        )
 
 
-def _compare_with_anchor(
-    config: AgentConfig, test: pd.DataFrame, challenger: Array, anchor: Contender
-) -> list[Comparison]:
-    """Challenger and anchor on the test window: the cumulative loss of consecutive promotions has its own margin."""
-    promotion = config.promotion
-    labels, clusters = test["outcome"].to_numpy(), cluster_ids(test["observed_at"], promotion.cluster)
-    comparison = compare_models(
-        "anchor", labels, challenger, anchor.predict(test), promotion.cumulative_margin, clusters
-    )
-    return [] if comparison is None else [comparison]
+_ACCURACY_MARGIN = 0.005  # of the accuracy that is looked at beside another measure
+
+
+def _list_not_compared(
+    config: AgentConfig, windows: Mapping[str, pd.DataFrame], comparisons: Sequence[Comparison]
+) -> list[str]:
+    """Windows that must be remembered and have too few rows with outcomes to be compared."""
+    compared = {comparison.window for comparison in comparisons}
+    return [
+        f"the window {window.name!r} that must be remembered has {len(windows.get(window.name, ()))} rows with "
+        "outcomes: too few to compare"
+        for window in config.promotion.remember.windows
+        if window.name not in compared
+    ]

@@ -10,7 +10,8 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from stillhouse.errors import WindowError
-from stillhouse.records import Disagreement, Quality
+from stillhouse.quality import Measure
+from stillhouse.records import Disagreement, NamedQuality, Quality
 from stillhouse.stats import brier, total_variation
 
 __all__ = [
@@ -18,14 +19,15 @@ __all__ = [
     "measure_agreement",
     "measure_disagreement",
     "measure_quality",
-    "replace_non_finite",
     "score_slices",
 ]
 
 Array = np.ndarray[Any, Any]
 
 
-def measure_quality(probs: Array, labels: Array) -> Quality:
+def measure_quality(
+    probs: Array, labels: Array, measure: Measure | None = None, rows: pd.DataFrame | None = None
+) -> Quality:
     """The quality of probabilities ``[n, K]`` against action indices ``[n]``.
 
     The AUC is that of the second action for K = 2, and the mean one-vs-rest AUC for more; None if the labels contain
@@ -35,6 +37,9 @@ def measure_quality(probs: Array, labels: Array) -> Quality:
     >>> scores.auc, round(scores.accuracy, 3), round(scores.brier, 3)
     (0.5, 0.667, 0.46)
 
+    :param measure: the measure that the agent file names, whose value is added; the accuracy stands in for an AUC of
+        labels of one action.
+    :param rows: the observations, for a score of the user's own.
     :raises ValueError: if there are no rows.
     """
     if len(labels) == 0:
@@ -42,16 +47,21 @@ def measure_quality(probs: Array, labels: Array) -> Quality:
     unknown_actions = max(0, int(np.max(labels)) + 1 - np.shape(probs)[1])
     p = np.clip(np.pad(np.asarray(probs, dtype=np.float64), ((0, 0), (0, unknown_actions))), 1e-7, 1.0)
     p /= p.sum(axis=1, keepdims=True)
-    rows = np.arange(len(labels))
     return Quality(
         rows=len(labels),
         auc=_auc(p, labels),
-        log_loss=float(-np.log(p[rows, labels]).mean()),
+        log_loss=float(-np.log(p[np.arange(len(labels)), labels]).mean()),
         brier=float(brier(p, labels).mean()),
         accuracy=float((p.argmax(axis=1) == labels).mean()),
         calibration_error=expected_calibration_error(p, labels),
         actions=p.shape[1],
+        named=_measure_named(probs, labels, measure, rows) if measure else None,
     )
+
+
+def _measure_named(probs: Array, labels: Array, measure: Measure, rows: pd.DataFrame | None) -> NamedQuality:
+    defined = measure.for_labels(labels, np.shape(probs)[1])
+    return defined.describe(defined.value(probs, labels, rows))
 
 
 def _auc(p: Array, labels: Array) -> float | None:
@@ -80,37 +90,24 @@ def expected_calibration_error(p: Array, labels: Array, bins: int = 15) -> float
     return float(np.abs(np.bincount(bin_of_row, weights=correct - confidence)).sum() / len(p))
 
 
-def replace_non_finite(probs: Array, labels: Array) -> Array:
-    """Probabilities ``[n, K]`` in which a row that is not finite gives 1 to an action other than its label ``[n]``.
-
-    So a NaN counts as the worst possible answer. Otherwise ``argmax`` would take it for the first action, or the row
-    would not be counted at all.
-    """
-    invalid = np.flatnonzero(~np.isfinite(probs).all(axis=1))
-    if not len(invalid):
-        return probs
-    replaced = np.array(probs, dtype=np.float64)
-    replaced[invalid] = 0.0
-    replaced[invalid, np.where(np.asarray(labels)[invalid] == 0, 1, 0)] = 1.0
-    return replaced
-
-
 def score_slices(
     rows: pd.DataFrame,
     probs: Array,
     labels: Array,
     columns: tuple[str, ...],
+    measure: Measure | None = None,
 ) -> dict[str, Quality]:
     """Quality by ``"column=value"`` for every value of ``columns``.
 
     :param probs: ``[n, K]``.
     :param labels: action indices ``[n]``.
+    :param measure: the measure that the agent file names.
     """
     by_slice = {}
     for column in columns:
         for value in sorted(rows[column].dropna().unique()):
             in_slice = (rows[column] == value).to_numpy()
-            by_slice[f"{column}={value}"] = measure_quality(probs[in_slice], labels[in_slice])
+            by_slice[f"{column}={value}"] = measure_quality(probs[in_slice], labels[in_slice], measure, rows[in_slice])
     return by_slice
 
 

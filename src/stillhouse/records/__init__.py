@@ -37,7 +37,7 @@ from stillhouse.records.pool import (
     RealisedGain,
     Reckoning,
 )
-from stillhouse.records.quality import Disagreement, Latency, Quality, Scorecard
+from stillhouse.records.quality import Disagreement, Latency, NamedQuality, Quality, Scorecard
 from stillhouse.records.refreshes import Baseline, Refresh
 from stillhouse.records.teachers import (
     Contradiction,
@@ -53,6 +53,7 @@ from stillhouse.records.verdicts import (
     Certificate,
     ClusterScores,
     Comparison,
+    ComparisonRole,
     Examination,
     Proof,
     Reason,
@@ -77,6 +78,7 @@ __all__ = [
     "ColumnDistance",
     "ColumnDrift",
     "Comparison",
+    "ComparisonRole",
     "CompressionCandidate",
     "Contradiction",
     "Contradictions",
@@ -93,6 +95,7 @@ __all__ = [
     "LayerSensitivity",
     "LossBaseline",
     "ModelRef",
+    "NamedQuality",
     "PoolEvidence",
     "PoolMember",
     "PoolState",

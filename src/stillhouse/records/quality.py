@@ -8,7 +8,7 @@ from pydantic import Field
 
 from stillhouse.records.base import Fraction, Record
 
-__all__ = ["Disagreement", "Latency", "Quality", "Scorecard"]
+__all__ = ["Disagreement", "Latency", "NamedQuality", "Quality", "Scorecard"]
 
 
 class Disagreement(Record):
@@ -17,6 +17,22 @@ class Disagreement(Record):
     rows: int = Field(ge=0)
     rate: Fraction = Field(description="share of rows on which the chosen actions differ")
     total_variation: Fraction = Field(description="mean of ½ Σ|p_teacher − p_student|")
+
+
+class NamedQuality(Record):
+    """The value of the measure that the agent file names."""
+
+    measure: str = Field(description="`log_loss`, `accuracy`, `auc`, or the name of the user's own score")
+    value: float
+    unit: str = ""
+    low: float = Field(default=0.0, description="smallest score of a row")
+    high: float = Field(default=1.0, description="largest score of a row")
+    better: Literal["higher", "lower"] = "higher"
+
+    @property
+    def points(self) -> float:
+        """The value as a share of the range, 0 (worst) to 1 (best)."""
+        return (self.value - self.low if self.better == "higher" else self.high - self.value) / (self.high - self.low)
 
 
 class Quality(Record):
@@ -31,16 +47,30 @@ class Quality(Record):
     accuracy: Fraction
     calibration_error: Fraction = Field(description="expected calibration error, 15 equal-mass bins")
     actions: int = Field(default=2, ge=2, description="number of actions K")
+    named: NamedQuality | None = Field(
+        default=None,
+        description="the measure that the agent file names; None: measured before there was one: AUC for two actions, "
+        "else accuracy",
+    )
 
     @property
-    def measure(self) -> Literal["auc", "accuracy"]:
-        """The measure that models are compared by: the AUC for two actions; the accuracy otherwise."""
-        return "auc" if self.actions == 2 and self.auc is not None else "accuracy"
+    def judged(self) -> NamedQuality:
+        """The measure that models are compared by, with its value."""
+        if self.named is not None:
+            return self.named
+        if self.actions == 2 and self.auc is not None:
+            return NamedQuality(measure="auc", value=self.auc)
+        return NamedQuality(measure="accuracy", value=self.accuracy)
+
+    @property
+    def measure(self) -> str:
+        """The name of the measure that models are compared by."""
+        return self.judged.measure
 
     @property
     def score(self) -> float:
-        """The value of :attr:`measure`, 0…1."""
-        return self.accuracy if self.auc is None or self.measure == "accuracy" else self.auc
+        """The value of :attr:`measure`, in its unit and direction."""
+        return self.judged.value
 
 
 class Latency(Record):

@@ -17,6 +17,7 @@ __all__ = [
     "Certificate",
     "ClusterScores",
     "Comparison",
+    "ComparisonRole",
     "Examination",
     "Proof",
     "Reason",
@@ -39,12 +40,15 @@ class Reason(Record):
         validation_alias=AliasChoices("failed", "crossed"),
         description="whether the measurement speaks against; formerly stored as `crossed`",
     )
+    undecided: bool = Field(default=False, description="whether there are too few rows to tell")
     text: str
 
     @property
-    def status(self) -> Literal["passed", "failed", "requested"]:
+    def status(self) -> Literal["passed", "failed", "undecided", "requested"]:
         """The word for people; a reason that a person gave was not measured."""
-        return "requested" if self.measure == "request" else "failed" if self.failed else "passed"
+        if self.measure == "request":
+            return "requested"
+        return "failed" if self.failed else "undecided" if self.undecided else "passed"
 
 
 Response = Literal["hold", "recalibrate", "reuse", "update", "redistil_warm", "redistil", "renew"]
@@ -82,10 +86,14 @@ VerdictResult = Literal[
     "admitted",
     "promoted",
     "refused",
+    "inconclusive",
     "awaiting_approval",
     "rolled_back",
     "rejected",
 ]
+
+
+ComparisonRole = Literal["non_inferior", "cumulative", "no_harm", "reported"]
 
 
 class ClusterScores(Record):
@@ -104,17 +112,27 @@ class Comparison(Record):
     """Challenger against champion on the same rows, with everything that the gate's test needs."""
 
     window: str = Field(
-        description="window name; 'column=value': a slice of the test window; 'anchor': the test window, with an "
-        "earlier champion instead of the champion"
+        description="window name; 'column=value': a slice of the test window; 'anchor', 'never_refreshed', "
+        "'best_earlier': the test window, with an earlier champion instead of the champion"
     )
     rows: int = Field(ge=0)
-    measure: Literal["auc", "accuracy"] = Field(description="AUC for two actions, accuracy for more")
-    challenger: float
+    measure: str = Field(description="name of the measure")
+    challenger: float = Field(description="value of the measure, in its unit and direction; `champion` likewise")
     champion: float
-    difference: float = Field(description="challenger − champion")
+    difference: float = Field(description="challenger − champion, oriented so that more is better")
     standard_error: float = Field(ge=0.0, description="of the paired difference")
     margin: float = Field(ge=0.0, description="how much worse the challenger may be")
     rule: int = Field(default=1, ge=1, description="version of the bound on the difference; 1: normal approximation")
+    role: ComparisonRole = Field(
+        default="non_inferior",
+        description="what the gate asks; non_inferior: proven no worse by the margin; cumulative: the same, and a loss "
+        "within the margin is allowed even where it is proven; no_harm: not proven worse by the margin; reported: "
+        "nothing",
+    )
+    can_grow: bool = Field(default=True, description="whether later labels add rows; false: a window of the past")
+    unit: str = Field(default="", description="unit of the measure")
+    better: Literal["higher", "lower"] = Field(default="higher", description="direction of the measure")
+    span: float = Field(default=1.0, gt=0, description="largest minus smallest score of a row")
     lost: int | None = Field(default=None, ge=0, description="rows on which the champion alone is right (accuracy)")
     gained: int | None = Field(default=None, ge=0, description="rows on which the challenger alone is right (accuracy)")
     rarer: int | None = Field(default=None, ge=0, description="rows with the rarer outcome (AUC)")
@@ -148,6 +166,9 @@ class Certificate(Record):
     anchor: str | None = Field(
         default=None,
         description="champion that the total loss is counted from, 'flights@3'; None: there was no champion",
+    )
+    not_compared: tuple[str, ...] = Field(
+        default=(), description="what should not be forgotten and has too few rows with outcomes to be compared"
     )
 
 
@@ -211,6 +232,11 @@ class Verdict(Record):
     summary: str
     reasons: tuple[Reason, ...] = ()
     cost: Cost | None = Field(default=None, description="of a watch")
+    labels_needed: int | None = Field(
+        default=None,
+        ge=1,
+        description="of an inconclusive gate: about how many more outcomes would decide; None: not foreseeable",
+    )
     evidence: dict[str, JsonValue] = Field(
         default_factory=dict, description="the records that it was decided on, as JSON"
     )

@@ -21,12 +21,13 @@ from stillhouse.distill import students
 from stillhouse.distill.grow import Columns
 from stillhouse.distill.train import distil
 from stillhouse.distill.training_set import TrainingSet
-from stillhouse.evaluate.scorecard import measure_quality
+from stillhouse.quality import get_measure
 from stillhouse.records import Frontier, Refresh, SizeLimits, StudentRef, TeacherRef
 from stillhouse.refreshing.data import Array
 from stillhouse.refreshing.session import Session, get_session
 from stillhouse.refreshing.students import read_columns, read_history
 from stillhouse.registry import names
+from stillhouse.stats import replace_non_finite
 
 __all__ = [
     "RecoverySetBuilder",
@@ -113,8 +114,13 @@ def _make_target(
     validation_rows = _select_validation_rows(session, teacher, train_index, validation_index)
     measured_index = np.concatenate([validation_index, train_index[validation_rows.training_index]])
 
-    def score(probs: Array, labels: Array) -> float:
-        return measure_quality(probs, labels).score
+    measured_rows = rows.frame.iloc[measured_index]
+    measure = get_measure(settings).for_labels(rows.labels[validation_index], len(settings.actions))
+
+    def score(probs: Array, index: Array) -> float:
+        labels = validation_rows.labels[index]
+        defined = measure.for_labels(labels, probs.shape[1])
+        return defined.points(replace_non_finite(probs, labels), labels, measured_rows.iloc[index])
 
     def recover(state: ModelState, epochs: int) -> ModelState:
         assert state.columns is not None  # as for every student
@@ -122,11 +128,6 @@ def _make_target(
         distil(state.module, training_set, session.distillation, validation=validation, epochs=epochs)
         return state
 
-    quality_name = (
-        "AUC"
-        if len(settings.actions) == 2 and len(np.unique(rows.labels[validation_index])) > 1
-        else "share of right decisions"
-    )
     return target_from_student(
         students.load(Path(student.folder), settings),
         read_columns(student),
@@ -136,7 +137,7 @@ def _make_target(
         quality=validation_rows.make_quality(score),
         slices=validation_rows.make_slices(score),
         recover=recover,
-        quality_name=quality_name,
+        quality_name=measure.points_title,
         content_hash=f"{session.refresh_id} {teacher.version}",
     )
 

@@ -12,6 +12,7 @@ from stillhouse.pages import (
     format_table,
     format_weights,
 )
+from stillhouse.quality import measure_title
 from stillhouse.records import Contradictions, Frontier, Proof, Questions, Refresh, Scorecard, TeacherWeights, Verdict
 from stillhouse.registry import Registry, names
 from stillhouse.shown import escape_code
@@ -109,20 +110,27 @@ def _format_contradictions(contradictions: Contradictions) -> str:
     )
 
 
+def _name_column(measure: str) -> str:
+    """The heading of a named measure; the log loss beside it is not clipped."""
+    return "log loss, clipped" if measure == "log_loss" else md(measure_title(measure))
+
+
 def _format_scorecards(cards: list[Scorecard]) -> str:
-    """One row per model; with a column for the AUC if all models are measured by it."""
-    rows, with_auc = [], all(card.test.measure == "auc" for card in cards)
+    """One row per model; the first figure is the named measure, if all models are measured by it."""
+    rows, measures = [], {card.test.measure for card in cards} - {"accuracy"}
+    named = measures.pop() if len(measures) == 1 and all(card.test.measure in measures for card in cards) else None
     for card in cards:
         quality, latency = card.test, card.latency
-        auc_cell = f"| {format_number(quality.auc)} " if with_auc else ""
+        named_cell = f"| {quality.score:.4f} " if named else ""
         rows.append(
-            f"| {md(card.model)} | {card.role} {auc_cell}| {quality.accuracy:.4f} | {quality.log_loss:.4f} "
+            f"| {md(card.model)} | {card.role} {named_cell}| {quality.accuracy:.4f} | {quality.log_loss:.4f} "
             f"| {quality.calibration_error:.4f} | {format_number(card.agreement)} | {card.bytes:,} "
             f"| {format_number(latency.p50_ms if latency else None)} "
             f"| {format_number(latency.p95_ms if latency else None)} |"
         )
     return format_table(
-        f"| model | role {'| AUC ' if with_auc else ''}| accuracy | log loss | calibration error | agreement | bytes "
+        f"| model | role {f'| {_name_column(named)} ' if named else ''}| accuracy | log loss | calibration error "
+        "| agreement | bytes "
         "| p50 (ms) | p95 (ms) |",
         rows,
     )

@@ -19,7 +19,7 @@ from stillhouse.drift.measure import profile_reference, typical_length
 from stillhouse.drift.profile import Profile
 from stillhouse.evaluate import gate
 from stillhouse.evaluate import proof as proofs
-from stillhouse.evaluate.proof import Contender
+from stillhouse.evaluate.proof import Contender, Predict, Yardsticks
 from stillhouse.records import (
     Certificate,
     DriftCalibration,
@@ -29,6 +29,7 @@ from stillhouse.records import (
     Proof,
     StudentRef,
     TeacherRef,
+    Window,
 )
 from stillhouse.refreshing.data import Array
 from stillhouse.refreshing.session import Session
@@ -39,7 +40,7 @@ from stillhouse.variant import Variant, encode
 
 __all__ = [
     "estimate_loss_baselines",
-    "load_anchor",
+    "load_yardsticks",
     "profile_training_window",
     "prove_challenger",
     "read_proof_windows",
@@ -47,11 +48,10 @@ __all__ = [
 
 
 def prove_challenger(session: Session, teacher: TeacherRef, student: StudentRef, frontier: Frontier) -> Proof:
-    """Measure all models on the validation days, the test window and the champion's own test window."""
+    """Measure all models on the validation days, the test window and what a challenger should not forget."""
     champion = session.champion
     windows = read_proof_windows(session)
     latency_row = windows["test"].iloc[[0]]
-    anchor = load_anchor(session)
     proof = proofs.prove(
         session.settings,
         session.job,
@@ -68,9 +68,7 @@ def prove_challenger(session: Session, teacher: TeacherRef, student: StudentRef,
         why=frontier.why,
         fits=frontier.fits,
         champion=_make_champion_contender(session, champion, latency_row) if champion else None,
-        anchor=_make_deployed_contender(session, str(anchor.model), "champion", anchor.variant, 0, latency_row)
-        if anchor
-        else None,
+        yardsticks=load_yardsticks(session),
         cpu=processor().name,
     )
     certificate = proof.certificate.model_copy(update={"contract_skipped": session.job.contract_skipped})
@@ -78,35 +76,66 @@ def prove_challenger(session: Session, teacher: TeacherRef, student: StudentRef,
 
 
 def read_proof_windows(session: Session) -> dict[str, pd.DataFrame]:
-    """Labelled rows by window: ``validation``, ``test`` and, with a champion, ``past``: the champion's test window."""
+    """Labelled rows by window: ``validation``, ``test``, and with a champion ``past`` and the windows to remember.
+
+    ``past`` is the champion's own test window. Windows without rows are left out, but ``validation`` and ``test``.
+    """
     windows = {
         "validation": session.training_rows.labelled_validation,
         "test": session.data.read_labelled(session.job.test),
     }
-    if session.champion and len(past := session.data.read_labelled(session.champion.baseline.test)):
-        windows["past"] = past
-    return windows
+    if session.champion is None:
+        return windows
+    optional = {"past": session.champion.baseline.test} | {
+        window.name: Window(name=window.name, start=window.start, end=window.end, versions=session.job.test.versions)
+        for window in session.settings.promotion.remember.windows
+    }
+    rows = {name: session.data.read_labelled(window) for name, window in optional.items()}
+    return windows | {name: labelled for name, labelled in rows.items() if len(labelled)}
 
 
-def load_anchor(session: Session) -> Champion | None:
-    """The anchor: the earlier champion from which the losses of several promotions are added up.
+def load_yardsticks(session: Session) -> Yardsticks:
+    """The earlier champions that the challenger is compared with on current rows: anchor, first, and the newest others.
 
-    :returns: None if the champion is its own anchor, its certificate is unknown, or the anchor was deleted or reads
-        columns that the agent file no longer has.
+    The pool's size (``watch.payoff.pool``) limits how many are loaded.
     """
+    if session.champion is None:
+        return Yardsticks()
+    skipped = {str(session.champion.model)}
+
+    def make_contender(name: str | None) -> Contender | None:
+        earlier = _load_earlier(session, name) if name is not None and name not in skipped else None
+        if earlier is None:
+            return None
+        skipped.add(str(earlier.model))
+        return Contender(str(earlier.model), "champion", _make_predict(session, earlier.variant), 0)
+
+    champions = session.registry.champions()
+    anchor = make_contender(_find_anchor(session))
+    first = make_contender(str(champions[0]) if champions else None)
+    newest = champions[: -session.settings.watch.payoff.pool - 1 : -1]
+    others = tuple(contender for model in newest if (contender := make_contender(str(model))) is not None)
+    return Yardsticks(anchor, first, others)
+
+
+def _find_anchor(session: Session) -> str | None:
+    """The earlier champion from which the losses of several promotions are added up; None: the champion, or unknown."""
     registry, champion = session.registry, session.champion
-    if champion is None:
-        return None
+    assert champion is not None  # as checked by the caller
     certificate = registry.runs.read_record(
         registry.models.tags(champion.model)["refresh_run"], names.CERTIFICATE, Certificate
     )
-    name = gate.next_anchor(certificate) if certificate is not None else None
-    model = registry.version(session.agent, name.rpartition("@")[2]) if name is not None else None
+    return gate.next_anchor(certificate) if certificate is not None else None
+
+
+def _load_earlier(session: Session, name: str) -> Champion | None:
+    """An earlier champion; None if it was deleted or reads columns that the agent file no longer has."""
+    model = session.registry.version(session.agent, name.rpartition("@")[2])
     if model is None:
         return None
-    anchor = load_version(session.agent, model)
-    missing = {column["name"] for column in anchor.variant.columns} - set(session.settings.observations.columns)
-    return None if missing else anchor
+    earlier = load_version(session.agent, model)
+    missing = {column["name"] for column in earlier.variant.columns} - set(session.settings.observations.columns)
+    return None if missing else earlier
 
 
 def profile_training_window(session: Session, chosen: Variant) -> tuple[Profile, DriftCalibration]:
@@ -175,9 +204,15 @@ def _make_deployed_contender(
     size: int,
     latency_row: pd.DataFrame,
 ) -> Contender:
-    actions, row = session.settings.actions, encode(latency_row, variant.columns)
+    row = encode(latency_row, variant.columns)
+    return Contender(name, role, _make_predict(session, variant), size, lambda: variant.probabilities(row))
+
+
+def _make_predict(session: Session, variant: Variant) -> Predict:
+    """Probabilities of the agent file's actions."""
+    actions = session.settings.actions
 
     def predict(rows: pd.DataFrame) -> np.ndarray[Any, Any]:
         return align_actions(variant.predict_proba(rows), variant.actions, actions)
 
-    return Contender(name, role, predict, size, lambda: variant.probabilities(row))
+    return predict

@@ -93,6 +93,8 @@ class VersionEntry(Record):
     variant: str
     auc: float | None = Field(default=None, description="AUC on the window `test`")
     accuracy: float | None = Field(default=None, description="accuracy on the window `test`")
+    measure: str | None = Field(default=None, description="the measure that the agent file named at its refresh")
+    quality: float | None = Field(default=None, description="its value on the window `test`")
     bytes: int = Field(ge=0, description="size on disk (bytes)")
     p50_ms: float | None = Field(default=None, description="median latency of one row on one thread (ms)")
     refresh_id: str
@@ -100,3 +102,9 @@ class VersionEntry(Record):
     champion_before: str | None = Field(default=None, description="version that it replaced when it was promoted")
     rolled_back: bool = False
     rejected: bool = Field(default=False, description="whether a person rejected it, and nobody promoted it since")
+
+    def figure(self, measure: str) -> float | None:
+        """The value of a measure on the window ``test``; None: it was not recorded."""
+        if measure == self.measure:
+            return self.quality
+        return {"auc": self.auc, "accuracy": self.accuracy}.get(measure)

@@ -12,6 +12,8 @@ __all__ = ["metric_name", "scorecard_metrics", "scorecard_tags"]
 def scorecard_metrics(scorecard: Scorecard) -> dict[str, float]:
     """All figures by names that MLflow accepts, such as ``test/auc``, ``slice/origin:EWR/auc``, ``latency/p95_ms``.
 
+    ``test/quality`` is the value of the measure that the agent file names.
+
     Characters that MLflow refuses in the name of a slice become ``_``; a digest of the slice's name follows.
     """
     figures: dict[str, float | None] = {"bytes": scorecard.bytes, "agreement": scorecard.agreement}
@@ -30,6 +32,8 @@ def scorecard_tags(scorecard: Scorecard) -> dict[str, object]:
     return {
         "auc": None if test is None or test.auc is None else round(test.auc, 4),
         "accuracy": None if test is None else round(test.accuracy, 4),
+        "measure": None if test is None else test.measure,
+        "quality": None if test is None else round(test.score, 4),
         "bytes": scorecard.bytes,
         "p50_ms": round(scorecard.latency.p50_ms, 4) if scorecard.latency else None,
     }
@@ -49,4 +53,5 @@ def metric_name(name: str) -> str:
 
 
 def _quality_metrics(prefix: str, quality: Quality) -> dict[str, float | None]:
-    return {f"{prefix}/{name}": value for name, value in quality.model_dump(exclude={"actions"}).items()}
+    figures = quality.model_dump(exclude={"actions", "named"}) | {"quality": quality.score}
+    return {f"{prefix}/{name}": value for name, value in figures.items()}

@@ -211,6 +211,11 @@ class Registry:
         entries = [_version_entry(version, names.get(str(version.version), [])) for version in versions]
         return sorted(entries, key=lambda entry: -int(entry.version))
 
+    def champions(self) -> list[ModelRef]:
+        """The versions that ever became champion, the oldest version first."""
+        released = self._all_versions(self.agent, f"tag.{RELEASE} LIKE '%'")
+        return [_model_ref(version) for version in sorted(released, key=lambda version: int(version.version))]
+
     def version_of(self, refresh_id: str, variant: str) -> str:
         """The number of the version that a refresh registered for ``variant``.
 
@@ -628,6 +633,8 @@ def _version_entry(version: Any, aliases: list[str]) -> VersionEntry:
         aliases=tuple(aliases),
         variant=tags.get("variant", ""),
         auc=tags.get("auc"),
+        measure=tags.get("measure"),
+        quality=tags.get("quality"),
         accuracy=tags.get("accuracy"),
         bytes=tags.get("bytes", 0),
         p50_ms=tags.get("p50_ms"),

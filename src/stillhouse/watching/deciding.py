@@ -13,8 +13,9 @@ from stillhouse.drift.explain import rank_slices
 from stillhouse.drift.measure import make_drift_report
 from stillhouse.errors import WindowError
 from stillhouse.evaluate.scorecard import measure_disagreement, measure_quality
+from stillhouse.quality import get_measure
 from stillhouse.records import Cost, DataReport, DriftReport, Quality, SliceDrift, Verdict
-from stillhouse.stats import total_variation
+from stillhouse.stats import replace_non_finite, total_variation
 from stillhouse.teachers import labeling
 from stillhouse.watching.evidence import CLOCK_RESOLUTION, read_evidence_states
 from stillhouse.watching.window import Array, WatchedWindow
@@ -53,7 +54,7 @@ def measure_drift(watched: WatchedWindow, data: DataReport) -> DriftReport | Non
         baseline.screens,
         disagreement=measure_disagreement(teacher_probs, probs, sampling_weights) if len(audited) else None,
         disagreement_reference=baseline.disagreement,
-        quality=_measure_quality(champion, labelled) if len(labelled) else None,
+        quality=_measure_quality(watched, champion) if len(labelled) else None,
         quality_reference=baseline.quality,
         slices=_rank_slices(watched, champion, audited, teacher_probs, probs) if len(audited) else (),
     )
@@ -107,8 +108,11 @@ def _read_audited_rows(watched: WatchedWindow, champion: Champion) -> pd.DataFra
     return rows.merge(sampling_weights, left_on="observation_id", right_index=True, how="inner")
 
 
-def _measure_quality(champion: Champion, labelled: pd.DataFrame) -> Quality:
-    return measure_quality(champion.variant.predict_proba(labelled), labelled["outcome"].to_numpy())
+def _measure_quality(watched: WatchedWindow, champion: Champion) -> Quality:
+    labelled = watched.labelled
+    labels = labelled["outcome"].to_numpy()
+    probs = replace_non_finite(champion.variant.predict_proba(labelled), labels)
+    return measure_quality(probs, labels, get_measure(watched.settings), labelled)
 
 
 def _rank_slices(

@@ -40,16 +40,19 @@ class ValidationRows:
     slice_index: Mapping[str, Array]
 
     def make_quality(self, score: Callable[[Array, Array], float]) -> Callable[[Array], float]:
-        """``score`` on the validation rows only, as models are compared everywhere else."""
-        count = self.n_validation
-        return lambda probs: score(probs[:count], self.labels[:count])
+        """``score`` on the validation rows only, as models are compared everywhere else.
+
+        :param score: called with the probabilities of some of these rows, and their indices among them.
+        """
+        index = np.arange(self.n_validation)
+        return lambda probs: score(probs[index], index)
 
     def make_slices(self, score: Callable[[Array, Array], float]) -> Callable[[Array], dict[str, float]]:
-        """By slice: ``score`` on the newest rows, and the accuracy on new actions."""
+        """By slice: ``score`` (as in :meth:`make_quality`) on the newest rows, and the accuracy on new actions."""
 
         def slice_scores(probs: Array) -> dict[str, float]:
             return {
-                name: score(probs[index], self.labels[index])
+                name: score(probs[index], index)
                 if name == _NEWEST
                 else float((probs[index].argmax(axis=1) == self.labels[index]).mean())
                 for name, index in self.slice_index.items()

@@ -14,13 +14,14 @@ from stillhouse.compress.target import Columns
 from stillhouse.compress.variants import target_from_graph, variant_writer
 from stillhouse.config import Compression, Recipe, number_format
 from stillhouse.errors import RegistryError
-from stillhouse.evaluate.scorecard import measure_quality
+from stillhouse.quality import get_measure
 from stillhouse.records import Frontier, Record, Refresh, SizeLimits, StudentRef, TeacherRef, Window
 from stillhouse.refreshing.compressing import find_compression_run, read_last_frontier
 from stillhouse.refreshing.data import TrainingRows
 from stillhouse.refreshing.modes.mode import RefreshMode
 from stillhouse.refreshing.session import Session
 from stillhouse.registry import names
+from stillhouse.stats import replace_non_finite
 
 __all__ = ["Recalibrate", "Recalibration", "StoredGraph", "load_champion_graph"]
 
@@ -98,13 +99,15 @@ class Recalibrate(RefreshMode):
             files={names.RECALIBRATION: Recalibration(temperature=temperature, rows=int(fit_mask.sum()))},
             metrics={"recalibration/temperature": temperature, "recalibration/rows": float(fit_mask.sum())},
         )
-        labels = rows.labels[validation_mask]
+        labels, labelled = rows.labels[validation_mask], rows.frame[validation_mask]
+        measure = get_measure(settings).for_labels(labels, len(settings.actions))
         target = target_from_graph(
             apply_temperature(stored.model, temperature),
             stored.columns,
             calibration=x[fit_mask],
             validation=x[validation_mask],
-            quality=lambda probs: measure_quality(probs, labels).score,
+            quality=lambda probs: measure.points(replace_non_finite(probs, labels), labels, labelled),
+            quality_name=measure.points_title,
             content_hash=f"{job.refresh_id} recalibrate",
         )
         return search(
