@@ -20,7 +20,16 @@ from stillhouse.errors import PartError
 from stillhouse.parts import resolve
 from stillhouse.records import NamedQuality
 
-__all__ = ["ACCURACY", "AUC", "Measure", "clipped_log_loss", "get_measure", "knowledge_measure", "measure_title"]
+__all__ = [
+    "ACCURACY",
+    "AUC",
+    "Measure",
+    "clipped_log_loss",
+    "decision_measure",
+    "get_admission_measure",
+    "get_measure",
+    "measure_title",
+]
 
 Array = np.ndarray[Any, Any]
 RowScores = Callable[[Array, Array, pd.DataFrame | None], Array]
@@ -147,8 +156,17 @@ def get_measure(config: AgentConfig) -> Measure:
     return _MEASURES[quality.measure](quality)
 
 
-def knowledge_measure(actions: int) -> Measure:
-    """The measure that shows whether a teacher knows anything, however confident it is: the AUC, or the accuracy.
+def get_admission_measure(config: AgentConfig) -> Measure:
+    """The measure by which a teacher shows that it knows anything: the named one, but the log loss.
+
+    A teacher with overconfident answers can have a poor log loss and still know much that a student can learn.
+    """
+    measure = get_measure(config)
+    return decision_measure(len(config.actions)) if measure.name == "log_loss" else measure
+
+
+def decision_measure(actions: int) -> Measure:
+    """The AUC for two actions, and the accuracy for more: what counts however confident a model is.
 
     :param actions: number of actions K.
     """

@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stillhouse.config import AgentConfig
+from stillhouse.config import AgentConfig, QualitySettings
 from stillhouse.evaluate import admission
 from stillhouse.records import Examination, Verdict
 from tests.teachers.test_ensemble import MEMORY, make_config
 
 NOW = datetime(2013, 3, 1, tzinfo=UTC)
 RATE = np.array([0.7, 0.3])
+OWN = {"target": "tests.evaluate.test_admission:hits", "name": "hit", "low": 0, "high": 4}
 
 
 def make(n: int = 600, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
@@ -164,3 +165,25 @@ def test_without_outcomes_and_agreement_the_teacher_is_refused() -> None:
     assert "too few outcomes of each action to judge it" in verdict.summary
     silent = np.full((600, 2), np.nan)
     assert failed_measures(admission.judge(examine(rows, truth, trusted=("v0", silent)))) == ["outcomes"]
+
+
+@pytest.mark.parametrize(
+    ("quality", "measure"),
+    [({}, "auc"), ({"measure": "log_loss"}, "auc"), ({"measure": "accuracy"}, "accuracy"), ({"own": OWN}, "hit")],
+)
+def test_the_named_measure_admits_but_never_the_log_loss(quality: dict[str, object], measure: str) -> None:
+    """An overconfident teacher has a poor log loss, and knows much all the same; the margin is a share of the range."""
+    rows, truth = make()
+    config = make_config(MEMORY)
+    config = config.model_copy(update={"quality": QualitySettings.model_validate(quality)})
+    examination = examine(rows, np.where(truth > 0.5, 0.999, 0.001), config)
+    assert examination.comparison.measure == measure
+    assert examination.comparison.margin == pytest.approx(0.04 if measure == "hit" else 0.01)
+    verdict = admission.judge(examination)
+    assert (verdict.result, admission.replay(verdict)) == ("admitted", verdict)
+
+
+def hits(probs: np.ndarray, labels: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
+    """4 where the answer is right."""
+    assert len(rows) == len(labels)
+    return 4.0 * (probs.argmax(axis=1) == labels)

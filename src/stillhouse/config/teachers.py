@@ -482,8 +482,8 @@ class Teaching(Section):
         default=0.01,
         ge=0,
         lt=0.5,
-        description="gain in AUC (accuracy, for more than two actions) over the base rate, or the champion, that must "
-        "be proven",
+        description="gain over the base rate, or the champion, that must be proven: in the named measure, as a share "
+        "of its range; instead of log_loss, in AUC (accuracy, for more than two actions)",
     )
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="confidence of the one-sided bound")
     min_answered: float = Field(

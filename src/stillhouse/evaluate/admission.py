@@ -18,6 +18,7 @@ import pandas as pd
 from stillhouse.config import AgentConfig
 from stillhouse.evaluate.bounds import cluster_scores, lower_shift
 from stillhouse.evaluate.comparing import RULE_VERSION, compare_models, lower_bound
+from stillhouse.quality import get_admission_measure
 from stillhouse.records import ClusterScores, Comparison, Examination, Reason, Verdict, short_id
 from stillhouse.stats import cluster_ids, clustered_error, total_variation
 
@@ -53,9 +54,11 @@ def examine(
     clusters = cluster_ids(rows["observed_at"], config.promotion.cluster)[has_answer]
     labels, probs = rows["outcome"].to_numpy()[has_answer], teacher_probs[has_answer]
     base_rate_probs = np.tile(base_rate, (len(probs), 1))
+    measure, answered_rows = get_admission_measure(config), rows[has_answer]
+    margin = config.teaching.margin * measure.span
 
     def compare_with(other_probs: Array) -> Comparison | None:
-        return compare_models("test", labels, probs, other_probs, config.teaching.margin, clusters)
+        return compare_models("test", labels, probs, other_probs, margin, clusters, measure=measure, rows=answered_rows)
 
     agreement, error, evidence = (
         _measure_agreement(probs, trusted[1][has_answer], clusters) if trusted else _NOT_COMPARED
@@ -98,7 +101,7 @@ def judge(examination: Examination) -> Verdict:
             "response": "hold",
             "summary": summary,
             "reasons": reasons,
-            "evidence": {"examination": examination.model_dump(mode="json")},
+            "evidence": {"examination": examination.model_dump(mode="json", exclude_unset=True)},
         }
     )
 

@@ -17,7 +17,7 @@ from stillhouse.evaluate.bounds import (
     lower_shift,
     upper_shift,
 )
-from stillhouse.quality import Measure, knowledge_measure
+from stillhouse.quality import Measure, decision_measure
 from stillhouse.records import Comparison, ComparisonRole
 from stillhouse.stats import clustered_error, delong, replace_non_finite
 
@@ -92,7 +92,7 @@ def compare_models(
     """
     if not len(labels):
         return None
-    measure = measure or knowledge_measure(challenger.shape[1])
+    measure = measure or decision_measure(challenger.shape[1])
     challenger, champion = replace_non_finite(challenger, labels), replace_non_finite(champion, labels)
     index = np.arange(len(labels)) if cluster_ids is None else np.unique(cluster_ids, return_inverse=True)[1]
     scores = [measure.score_rows(probs, labels, rows) for probs in (challenger, champion)]
