@@ -191,7 +191,7 @@ def test_forgetting_the_past_is_reported(proven: Callable[..., Proof]) -> None:
     assert verdict.result == "promoted"
     (reason,) = [reason for reason in verdict.reasons if reason.measure == "auc:past"]
     assert not reason.failed and not reason.undecided and reason.value < -0.5
-    assert "on the window on which the champion was proved (reported only) (600 rows) the challenger is worse" in (
+    assert "on the window on which the champion was proved (600 rows, reported only) the challenger is worse" in (
         reason.text
     )
 

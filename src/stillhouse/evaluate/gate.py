@@ -286,12 +286,13 @@ _AGAINST = {
     "anchor": "the test window, against the champion that cumulative losses are measured from",
     "never_refreshed": "the test window, against the first champion",
     "best_earlier": "the test window, against the best earlier champion",
-    "past": "the window on which the champion was proved (reported only)",
+    "past": "the window on which the champion was proved",
 }
 
 
 def _describe_rows(comparison: Comparison) -> str:
-    return f"on {_AGAINST.get(comparison.window, comparison.window)} ({comparison.rows} rows)"
+    how = ", reported only" if comparison.role == "reported" else ""
+    return f"on {_AGAINST.get(comparison.window, comparison.window)} ({comparison.rows} rows{how})"
 
 
 def _describe_result(comparison: Comparison, low: float, high: float) -> str:
