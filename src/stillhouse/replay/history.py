@@ -89,7 +89,8 @@ class History:
 
     def known_mask(self, rows: slice, decision: int) -> Array:
         """Which of ``rows`` have an outcome that is known at the start of step ``decision``, bool."""
-        return self.known_at[rows] <= np.datetime64(self.bounds[decision].tz_convert("UTC").tz_localize(None))
+        known: Array = self.known_at[rows] <= np.datetime64(self.bounds[decision].tz_convert("UTC").tz_localize(None))
+        return known
 
     def training_index(self, decision: int, leave_out: timedelta = timedelta(0)) -> Array:
         """The rows of the training window with outcomes known at the start of step ``decision``, int.
