@@ -527,7 +527,7 @@ def test_every_response_says_how_its_refresh_makes_the_student() -> None:
     assert all(
         REFRESH_MODES[mode] == mode for mode in typing.get_args(RefreshModeName)
     )  # `watch.responses` names modes
-    expected = {"hold": None, "reuse": "redistil", "renew": "redistil"}
+    expected = {"hold": None, "reuse": None, "renew": "redistil"}
     for response in typing.get_args(Response):
         verdict = Verdict(
             verdict_id="v",

@@ -156,8 +156,8 @@ def fit_correction(log_probs: Array, labels: Array, prior_rows: float = 50.0) ->
     """The temperature and the biases of least penalised log loss on these rows.
 
     Bias-corrected temperature scaling (Alexandari, Kundaje and Shrikumar 2020, "Maximum Likelihood with Bias-Corrected
-    Calibration is Hard-To-Beat at Label Shift Adaptation", §3). The penalty ``prior_rows/2 · (ln² T + |b|²)`` counts as
-    much as that many rows, so few rows correct little.
+    Calibration is Hard-To-Beat at Label Shift Adaptation", §3). The penalty ``prior_rows/2 · (ln² T / 10 + |b|²)``
+    counts about as much as that many rows, so few rows correct little.
 
     :param log_probs: ``[n, K]``; without rows nothing is corrected.
     :param labels: action indices ``[n]``.
@@ -174,6 +174,7 @@ def fit_correction(log_probs: Array, labels: Array, prior_rows: float = 50.0) ->
         return Correction(1.0, np.zeros(actions))
     onehot = np.zeros((count, actions))
     onehot[np.arange(count), labels] = 1.0
+    weights = prior_rows * np.array([0.1] + [1.0] * actions)
 
     def loss(parameters: Array) -> tuple[float, Array]:
         inverse, bias = math.exp(-parameters[0]), parameters[1:]
@@ -182,8 +183,8 @@ def fit_correction(log_probs: Array, labels: Array, prior_rows: float = 50.0) ->
         log_p = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
         residual = np.exp(log_p) - onehot
         gradient = np.append(-inverse * float((residual * x).sum()), residual.sum(axis=0))
-        penalty = 0.5 * prior_rows * float(parameters @ parameters)
-        return float(-(log_p * onehot).sum()) + penalty, gradient + prior_rows * parameters
+        penalty = 0.5 * float(weights @ parameters**2)
+        return float(-(log_p * onehot).sum()) + penalty, gradient + weights * parameters
 
     bounds = [(-1.5, 1.5)] + [(-3.0, 3.0)] * actions
     best = minimize(loss, np.zeros(1 + actions), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 50})

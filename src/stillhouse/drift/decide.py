@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import exp, hypot, sqrt
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import AwareDatetime, Field
 
@@ -17,15 +17,18 @@ from stillhouse.quality import measure_title
 from stillhouse.records import (
     COLUMN_DISTANCES,
     REFRESH_MODES,
+    ChampionChoice,
     ColumnDistance,
     ColumnDrift,
     Cost,
     DataReport,
     DriftReport,
     EvidenceStep,
+    PoolState,
     Process,
     Quality,
     Reason,
+    Reckoning,
     Record,
     RefreshModeName,
     Response,
@@ -62,6 +65,13 @@ class Evidence(Record):
         lt=1,
         description="loss of quality that is tolerated; None: a calm verdict is not checked against losses and quality",
     )
+    policy: Literal["payoff", "alarms", "calendar"] = Field(default="alarms", description="what asks for a response")
+    calendar: timedelta | None = Field(default=None, description="time between two refreshes of the policy calendar")
+    reckoning: Reckoning | None = Field(
+        default=None, description="what each response is predicted to gain; None: there was nothing to reckon with"
+    )
+    choice: ChampionChoice | None = Field(default=None, description="which member of the pool should be champion")
+    pool: PoolState | None = Field(default=None, description="the pool that both were decided on")
 
 
 class Judgement(NamedTuple):
@@ -84,8 +94,15 @@ def decide(
     steps: Sequence[EvidenceStep] = (),
     cost: Cost | None = None,
     new_rows: bool | None = None,
+    reckoning: Reckoning | None = None,
+    choice: ChampionChoice | None = None,
+    pool: PoolState | None = None,
 ) -> Verdict:
     """What to do about the current window. The first row of the table that applies decides.
+
+    The table is that of the policy ``alarms``. Under ``payoff`` the results are the same, and the response is the one
+    that is predicted to gain most over its price, whatever the result; where the table would call the window calm, the
+    result is ``pays``. Under ``calendar`` a window in which a refresh is due is ``due``.
 
     ======================= ======== ========================================================================
     result                  response when
@@ -116,6 +133,9 @@ def decide(
     :param refused: whether that refresh was refused.
     :param steps: the last step of each evidence process (:mod:`stillhouse.drift.evidence`).
     :param new_rows: whether anything was observed since ``last_refresh``; None: not checked.
+    :param reckoning: what each response is predicted to gain; without it the policy ``payoff`` holds.
+    :param choice: which member of the pool should be champion, by its evidence.
+    :param pool: members and evidence that both were decided on.
     :raises WindowError: if there is no report although the window is valid and large enough.
     """
     evidence = Evidence(
@@ -133,6 +153,11 @@ def decide(
         cost=cost,
         new_rows=new_rows,
         tolerance=config.watch.tolerance,
+        policy=config.watch.resolved_policy,
+        calendar=config.watch.calendar,
+        reckoning=reckoning,
+        choice=choice,
+        pool=pool,
     )
     return decide_from_evidence(evidence.model_dump(mode="json"))
 
@@ -171,8 +196,13 @@ def decide_from_evidence(evidence: Mapping[str, Any]) -> Verdict:
         summary=judgement.summary,
         reasons=judgement.reasons,
         cost=record.cost,
-        evidence=record.model_dump(mode="json"),
+        evidence=_dump_set_fields(record),
     )
+
+
+def _dump_set_fields(record: Evidence) -> dict[str, Any]:
+    """The evidence as JSON without fields that it was not given, so that an older verdict replays to the same JSON."""
+    return {name: value for name, value in record.model_dump(mode="json").items() if name in record.model_fields_set}
 
 
 # --------------------------------------------------------------------------- the table of decide()
@@ -197,7 +227,52 @@ def _judge(evidence: Evidence) -> Judgement:
             f"{evidence.data.window}: {rows} valid rows, but their drift was not measured; measure it first"
         )
     judgement = _judge_alarms(evidence, evidence.drift) or _judge_calm_window(evidence, evidence.drift)
-    return _apply_cooldown(evidence, judgement)
+    match evidence.policy:
+        case "alarms":
+            judgement = _apply_cooldown(evidence, judgement)
+        case "calendar":
+            judgement = _apply_cooldown(evidence, _judge_calendar(evidence, judgement))
+        case "payoff":
+            judgement = _judge_payoff(evidence, judgement)
+    return _add_choice(evidence, judgement)
+
+
+def _judge_payoff(evidence: Evidence, judgement: Judgement) -> Judgement:
+    """The same result with the response that pays, whether there is an alarm or not."""
+    reckoning = evidence.reckoning
+    if reckoning is None:
+        text = "nothing can be predicted yet: no complete block of outcomes is new to the champion"
+        return judgement._replace(response="hold", summary=f"{judgement.summary}; {text}")
+    reason = Reason(
+        measure="payoff",
+        value=reckoning.excess,
+        threshold=reckoning.rate,
+        failed=reckoning.chosen != "hold",
+        text=reckoning.text,
+    )
+    calm = judgement.result in ("no_drift", "benign_shift", "not_enough_evidence")
+    result: VerdictResult = "pays" if calm and reckoning.chosen != "hold" else judgement.result
+    return Judgement(result, reckoning.chosen, f"{judgement.summary}; {reckoning.text}", (*judgement.reasons, reason))
+
+
+def _judge_calendar(evidence: Evidence, judgement: Judgement) -> Judgement:
+    """A redistillation when the time since the last refresh is over; alarms are reported and ask for nothing."""
+    every, last = evidence.calendar, evidence.last_refresh
+    assert every is not None  # the agent file is checked for it
+    if last is not None and evidence.as_of < last + every:
+        due = (last + every).astimezone(UTC)
+        text = f"the next refresh is due at {due:%Y-%m-%d %H:%M} UTC"
+        return judgement._replace(response="hold", summary=f"{judgement.summary}; {text}")
+    text = "a refresh is due by the calendar" if last is None else f"the last refresh is {evidence.as_of - last} old"
+    return Judgement("due", "redistil", f"{text}; {judgement.summary}", judgement.reasons)
+
+
+def _add_choice(evidence: Evidence, judgement: Judgement) -> Judgement:
+    """The reasons of the pool, if its evidence asks for another champion: then nothing is trained now."""
+    choice = evidence.choice
+    if choice is None or choice.action == "keep":
+        return judgement
+    return Judgement(judgement.result, "reuse", choice.text, (*judgement.reasons, *choice.reasons))
 
 
 def _judge_alarms(evidence: Evidence, drift: DriftReport) -> Judgement | None:

@@ -75,13 +75,13 @@ def estimate_decay(situation: Situation, noise: float, change: Change | None) ->
             kept = gains.times <= change.moment
         times = gains.times[kept]
         ages = _aged(times - older.shaped) - _aged(times - newer.shaped)
-        weight = np.exp(-(situation.now - times) / _MEMORY_WEEKS) * situation.step
+        weight = np.exp(-(situation.now - times) / _MEMORY_WEEKS) * situation.block
         numerator += float((weight * ages * np.clip(gains.losses[kept], -_CLIP * noise, _CLIP * noise)).sum())
         denominator += float((weight * ages**2).sum())
         weights, count = weights + float(weight.sum()), count + len(times)
     if not count:
         return _PRIOR_DECAY
-    prior = _PRIOR_WEEKS * situation.step * weights / count
+    prior = _PRIOR_WEEKS * weights / count
     return max(0.0, (numerator + prior * _PRIOR_DECAY) / (denominator + prior))
 
 
@@ -99,8 +99,8 @@ def find_change(situation: Situation) -> Change | None:
     """The most significant sudden rise of the loss within half a year, of members that were trained before it."""
     noise, times = level_noise(situation.curves.values()), situation.own.times
     best, found = _CHANGE_Z, None
-    for block in range(max(1, len(times) - int(_LONGEST_CHANGE_WEEKS / situation.step)), len(times)):
-        moment = float(times[block]) - situation.step / 2
+    for block in range(max(1, len(times) - int(_LONGEST_CHANGE_WEEKS / situation.block)), len(times)):
+        moment = float(times[block]) - situation.block / 2
         for curve in situation.curves.values():
             if curve.shaped <= moment + 1e-9:
                 z = _rise(curve.losses, block, noise)
@@ -108,7 +108,7 @@ def find_change(situation: Situation) -> Change | None:
                     best, found = z, block
     if found is None:
         return None
-    moment = float(times[found]) - situation.step / 2
+    moment = float(times[found]) - situation.block / 2
     heights = [
         _mean(curve.losses[found:], last=_BEFORE_BLOCKS) - _mean(curve.losses[max(0, found - _BEFORE_BLOCKS) : found])
         for curve in situation.curves.values()

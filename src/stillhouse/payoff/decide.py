@@ -70,7 +70,7 @@ def choose_response(situation: Situation, rules: Rules = Rules()) -> Reckoning: 
     >>> times = np.arange(12) + 0.5
     >>> old, new = np.where(times < 8, 0.5, 0.9), np.where(times < 6, np.nan, 0.5)
     >>> curves = {"toy@1": Curve(0.0, times, old), "toy@2": Curve(6.0, times, new)}
-    >>> reckoning = choose_response(Situation(12.0, 1.0, "toy@1", curves, exchange_rate=0.1))
+    >>> reckoning = choose_response(Situation(12.0, 1.0, "toy@1", curves, exchange_rate=1.0, block=1.0))
     >>> reckoning.chosen, reckoning.model
     ('reuse', 'toy@2')
     """
@@ -121,7 +121,7 @@ def pays_to_recalibrate_afterwards(situation: Situation, decay: float) -> bool:
     if not len(gains.times):
         return False
     weights = np.exp(-(situation.now - gains.times) / _CORRECTION_MEMORY_WEEKS)
-    return float((weights * gains.losses).sum() / (weights.sum() + 1.0)) > decay * situation.step
+    return float((weights * gains.losses).sum() / (weights.sum() + 1.0)) > decay * situation.block
 
 
 # --------------------------------------------------------------------------- what a training would gain
@@ -167,7 +167,7 @@ def _share_gained(situation: Situation, responses: tuple[str, ...], prior: float
         gains = new.gain_over(replaced)
         later = gains.losses[gains.times > training.moment][:6]
         if len(later):
-            weight = min(1.0, len(later) * situation.step / 2)
+            weight = min(1.0, len(later) * situation.block / 2)
             weight *= math.exp(-(situation.now - training.moment) / 12)
             numerator += weight * float(np.clip(later.mean() / training.predicted, -1, 2))
             denominator += weight
@@ -177,7 +177,7 @@ def _share_gained(situation: Situation, responses: tuple[str, ...], prior: float
 def _predict_trainings(
     situation: Situation, excess: float, rate: float, horizon: float, noise: float, rules: Rules
 ) -> Iterator[PredictedGain]:
-    error = rules.doubt * noise * math.sqrt(situation.step / horizon)
+    error = rules.doubt * noise * math.sqrt(situation.block / horizon)
     for response, prior in _TRAINED.items():
         share = _share_gained(situation, (response,), prior) if rules.learn and response == "update" else prior
         gain, price = share * excess, situation.exchange_rate * getattr(situation.prices, response)
@@ -220,7 +220,7 @@ def _predict_cheap(situation: Situation, horizon: float, noise: float, rules: Ru
         else:
             shrunken = _PRIOR_GAIN**2 / (_PRIOR_GAIN**2 + measured.error**2)
             gain = measured.mean * shrunken
-            error = math.sqrt((_PRIOR_GAIN**2 * (1 - shrunken)) + noise**2 * situation.step / horizon)
+            error = math.sqrt((_PRIOR_GAIN**2 * (1 - shrunken)) + noise**2 * situation.block / horizon)
             if not reason and gain < rules.doubt * error:
                 reason = f"a gain of {gain:.4g} a week could be chance: {rules.doubt * error:.4g} could not"
         yield PredictedGain(
@@ -260,11 +260,11 @@ def _compare(curve: Curve, situation: Situation, noise: float) -> _Gain | None:
 def _combine(prior: float, prior_error: float, measured: _Gain) -> float:
     """Mean of two estimates, weighted by their precisions."""
     weights = prior_error**-2, measured.error**-2
-    return (prior * weights[0] + measured.mean * weights[1]) / sum(weights)
+    return float((prior * weights[0] + measured.mean * weights[1]) / sum(weights))
 
 
 def _aged(weeks: float) -> float:
-    return max(0.0, weeks) ** AGE_POWER
+    return float(max(0.0, weeks) ** AGE_POWER)
 
 
 def _explain(chosen: PredictedGain, excess: float, rate: float, situation: Situation) -> str:

@@ -59,7 +59,8 @@ class Situation:
     """Everything that :func:`stillhouse.payoff.decide.choose_response` looks at.
 
     :ivar now: moment of the decision (weeks, from any origin).
-    :ivar step: time until the next decision (weeks), which is also the length of a block.
+    :ivar step: time until the next decision (weeks).
+    :ivar block: length of a block of the curves (weeks).
     :ivar champion: its name in ``curves``.
     :ivar curves: the members of the pool that may be reused, and the champion.
     :ivar retired: further models, which may not be reused and from whose curves is learned.
@@ -76,6 +77,7 @@ class Situation:
     champion: str
     curves: Mapping[str, Curve]
     exchange_rate: float
+    block: float
     prices: Prices = field(default_factory=Prices)
     retired: Mapping[str, Curve] = field(default_factory=dict)
     corrected: Curve | None = None

@@ -63,7 +63,7 @@ new student."""
 REFRESH_MODES: Mapping[Response, RefreshModeName | None] = {
     "hold": None,
     "recalibrate": "recalibrate",
-    "reuse": "redistil",
+    "reuse": None,
     "update": "update",
     "redistil_warm": "redistil_warm",
     "redistil": "redistil",
@@ -82,6 +82,8 @@ VerdictResult = Literal[
     "cooling_down",
     "not_enough_evidence",
     "data_broken",
+    "pays",
+    "due",
     # gate, promotion
     "admitted",
     "promoted",

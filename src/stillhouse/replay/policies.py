@@ -165,6 +165,7 @@ def _situation(
     return Situation(
         now=step * weeks,
         step=weeks,
+        block=weeks,
         champion=str(champion),
         curves={str(member): _curve(world, member, step) for member in members},
         retired={str(member): _curve(world, member, step) for member in made[-12:] if member not in members},

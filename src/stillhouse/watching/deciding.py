@@ -14,7 +14,17 @@ from stillhouse.drift.measure import make_drift_report
 from stillhouse.errors import WindowError
 from stillhouse.evaluate.scorecard import measure_disagreement, measure_quality
 from stillhouse.quality import get_measure
-from stillhouse.records import Cost, DataReport, DriftReport, Quality, SliceDrift, Verdict
+from stillhouse.records import (
+    ChampionChoice,
+    Cost,
+    DataReport,
+    DriftReport,
+    PoolState,
+    Quality,
+    Reckoning,
+    SliceDrift,
+    Verdict,
+)
 from stillhouse.stats import replace_non_finite, total_variation
 from stillhouse.teachers import labeling
 from stillhouse.watching.evidence import CLOCK_RESOLUTION, read_evidence_states
@@ -61,12 +71,23 @@ def measure_drift(watched: WatchedWindow, data: DataReport) -> DriftReport | Non
 
 
 def decide_response(
-    watched: WatchedWindow, as_of: datetime, data: DataReport, report: DriftReport | None, cost: Cost | None = None
+    watched: WatchedWindow,
+    as_of: datetime,
+    data: DataReport,
+    report: DriftReport | None,
+    cost: Cost | None = None,
+    *,
+    reckoning: Reckoning | None = None,
+    choice: ChampionChoice | None = None,
+    pool: PoolState | None = None,
 ) -> Verdict:
     """Decide on a response, and record the verdict.
 
     :param report: None if drift could not be measured.
     :param cost: cost of the evidence; None if none was gathered.
+    :param reckoning: what each response is predicted to gain; None: nothing can be predicted.
+    :param choice: which member of the pool should be champion; None: there is no pool yet.
+    :param pool: the pool that both were decided on.
     """
     base, champion = watched.base, watched.champion
     states = read_evidence_states(base, champion, as_of) if champion and watched.settings.watch.false_alarms else []
@@ -81,6 +102,9 @@ def decide_response(
         steps=states,
         cost=cost,
         new_rows=None if last_refresh is None else base.has_observations(last_refresh, as_of),
+        reckoning=reckoning,
+        choice=choice,
+        pool=pool,
     )
     base.journal.append_verdict(verdict)
     return verdict

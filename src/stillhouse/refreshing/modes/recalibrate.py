@@ -1,4 +1,4 @@
-"""Recalibrate: estimate the champion's quantisation ranges and its temperature on current rows, without training."""
+"""Recalibrate: estimate the champion's ranges, temperature and thresholds on current rows, without training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import onnx
 from pydantic import Field, TypeAdapter
 
-from stillhouse.compress.recalibrate import apply_temperature, fit_graph_temperature
+from stillhouse.compress.recalibrate import apply_correction, fit_graph_correction
 from stillhouse.compress.search.greedy import search
 from stillhouse.compress.target import Columns
 from stillhouse.compress.variants import target_from_graph, variant_writer
@@ -38,6 +38,9 @@ class Recalibration(Record):
     """The result of a recalibration."""
 
     temperature: float = Field(gt=0, description="the logits are divided by it; 1: unchanged")
+    bias: tuple[float, ...] = Field(
+        default=(), description="added to the divided logits, one per action; empty: none was fitted (older versions)"
+    )
     rows: int = Field(ge=1, description="current rows with outcomes on which it was estimated")
 
 
@@ -93,16 +96,24 @@ class Recalibrate(RefreshMode):
         fit_mask = current if current.sum() >= settings.update.min_rows else trained
         validation_mask = rows.has_label & rows.is_validation
         x = rows.encode_rows([dict(column) for column in stored.columns])
-        temperature = fit_graph_temperature(stored.model, {"x": x[fit_mask]}, rows.labels[fit_mask])
+        correction = fit_graph_correction(stored.model, {"x": x[fit_mask]}, rows.labels[fit_mask])
         registry.runs.log(
             job.run_id,
-            files={names.RECALIBRATION: Recalibration(temperature=temperature, rows=int(fit_mask.sum()))},
-            metrics={"recalibration/temperature": temperature, "recalibration/rows": float(fit_mask.sum())},
+            files={
+                names.RECALIBRATION: Recalibration(
+                    temperature=correction.temperature, bias=tuple(correction.bias.tolist()), rows=int(fit_mask.sum())
+                )
+            },
+            metrics={
+                "recalibration/temperature": correction.temperature,
+                "recalibration/largest_bias": float(abs(correction.bias).max()),
+                "recalibration/rows": float(fit_mask.sum()),
+            },
         )
         labels, labelled = rows.labels[validation_mask], rows.frame[validation_mask]
         measure = get_measure(settings).for_labels(labels, len(settings.actions))
         target = target_from_graph(
-            apply_temperature(stored.model, temperature),
+            apply_correction(stored.model, correction),
             stored.columns,
             calibration=x[fit_mask],
             validation=x[validation_mask],
