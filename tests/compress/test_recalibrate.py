@@ -56,11 +56,12 @@ def test_the_temperature_that_labels_were_drawn_with_is_fitted(
 
 def test_moved_thresholds_are_found_again(model: onnx.ModelProto, x: np.ndarray) -> None:
     """Labels drawn with other shares of the actions: the bias moves the thresholds, and a second one adds to it."""
-    moved = apply_correction(model, Correction(1.0, np.array([0.9, 0.0, -0.9])))
+    bias = np.linspace(0.9, -0.9, ACTIONS)
+    moved = apply_correction(model, Correction(1.0, bias))
     labels = drawn(run_onnx(moved, {"x": x}))
     fitted = fit_graph_correction(model, {"x": x}, labels)
-    np.testing.assert_allclose(fitted.bias, [0.9, 0.0, -0.9], atol=0.15)
-    twice = run_onnx(apply_correction(moved, Correction(1.0, np.array([-0.9, 0.0, 0.9]))), {"x": x[:50]})
+    np.testing.assert_allclose(fitted.bias, bias, atol=0.15)
+    twice = run_onnx(apply_correction(moved, Correction(1.0, -bias)), {"x": x[:50]})
     np.testing.assert_allclose(twice, run_onnx(model, {"x": x[:50]}), atol=1e-5)
 
 
