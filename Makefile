@@ -24,7 +24,7 @@ demo: install  ## play a year of real flights: drift, refresh, compression, proo
 	@$(BIN)/python -m flows demo
 
 demo-router: install  ## play the same flows for sentences: tools are added domain by domain (fetches CLINC150 once)
-	@$(BIN)/python -m flows demo --agent router
+	@$(BIN)/python -m flows demo --agent router --watch-days 1
 
 test: lint types imports tests  ## run everything that CI checks
 

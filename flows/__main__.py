@@ -46,15 +46,18 @@ def demo(
     weeks: Annotated[
         int | None, typer.Option(min=1, max=520, help="Weeks to replay after the bootstrap. Default: all.")
     ] = None,
+    watch_days: Annotated[int, typer.Option(help="Days between two watches: 1 or 7.")] = 7,
 ) -> None:
     """Replay an agent's history week by week, with watches, refreshes and promotions, and print a summary.
 
     The history of the agent flights is one year.
     """
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")  # the table of weeks shows the progress
+    if watch_days not in (1, 7):
+        raise typer.BadParameter("must be 1 or 7", param_hint="--watch-days")
     flow = _flow("demo", agent)
 
-    _show_demo(flow(agent=agent, weeks=weeks))
+    _show_demo(flow(agent=agent, weeks=weeks, watch_days=watch_days))
 
 
 @app.command()

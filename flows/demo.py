@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from datetime import timedelta
-from typing import Annotated
+from datetime import datetime, timedelta
+from typing import Annotated, Literal
 
 from prefect import flow
 from pydantic import Field
@@ -32,16 +32,18 @@ def demo(
     agent: AgentName = "flights",
     bootstrap_weeks: Annotated[int, Field(ge=2, le=26)] = 8,
     weeks: Annotated[int | None, Field(ge=1, le=520)] = None,
+    watch_days: Literal[1, 7] = 7,
 ) -> DemoResult:
     """Make the first champion from the first weeks; then replay the later weeks one by one.
 
-    In each week, the champion decides the observations, their outcomes arrive, a watch runs, and a refresh runs if the
+    In each week, the champion decides the observations, their outcomes arrive, watches run, and a refresh runs if a
     watch asks for one. An interrupted demo continues where it stopped; a finished demo only writes its summary again.
 
     Args:
         agent: name of the agent file in agents/; its sources must contain a history
         bootstrap_weeks: number of weeks before the first champion is made
         weeks: number of weeks to replay after that; empty: all weeks that the source contains
+        watch_days: days between two watches, 1 or 7
     """
     start, week = config.load(agent).observations.since, timedelta(weeks=1)
     ends = list_week_ends(agent, bootstrap_weeks, weeks)
@@ -54,12 +56,22 @@ def demo(
             refresh.fn(agent=agent, as_of=first, trigger="bootstrap", cause="the demo's first champion")
         never_refreshed = find_first_champion(agent)
         for end in ends:
-            board.show_status(f"replaying the week to {end:%d %b}")
-            ingesting.live(agent, end - week, end)
-            verdict = find_watch_verdict(agent, end) or watch.fn(agent=agent, as_of=end)
-            if verdict.refresh_mode is not None and not has_gate_verdict(agent, end):
-                board.show_status(f"refreshing after the week to {end:%d %b}: {verdict.response}")
-                refresh.fn(agent=agent, as_of=end, trigger="drift", cause=verdict.verdict_id, mode=verdict.refresh_mode)
+            for moment in _list_watches(end, watch_days):
+                board.show_status(f"replaying to {moment:%d %b}")
+                ingesting.live(agent, moment - timedelta(days=watch_days), moment)
+                _watch_and_refresh(agent, moment, board)
             scores.append(score_week(agent, end, never_refreshed))
             board.add(scores[-1])
     return demonstrating.summarize(agent, scores, time.monotonic() - began)
+
+
+def _list_watches(end: datetime, watch_days: int) -> list[datetime]:
+    """The times of the watches of the week that ends at ``end``."""
+    return [end - timedelta(days=days) for days in range(7 - watch_days, -1, -watch_days)]
+
+
+def _watch_and_refresh(agent: str, moment: datetime, board: WeekBoard) -> None:
+    verdict = find_watch_verdict(agent, moment) or watch.fn(agent=agent, as_of=moment)
+    if verdict.refresh_mode is not None and not has_gate_verdict(agent, moment):
+        board.show_status(f"refreshing at {moment:%d %b}: {verdict.response}")
+        refresh.fn(agent=agent, as_of=moment, trigger="drift", cause=verdict.verdict_id, mode=verdict.refresh_mode)

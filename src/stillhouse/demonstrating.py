@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -48,7 +49,8 @@ class Week(Record):
     psi: float | None
     drift: str
     response: str
-    gate: str
+    gate: str = Field(description="result of the week's last refresh; empty: there was none")
+    gates: tuple[str, ...] = Field(default=(), description="results of all refreshes of the week")
     champion: str
     quality_static: float | None = Field(description="None if the outcomes of the week do not suffice to measure it")
     quality_champion: float | None = Field(description="None as for quality_static")
@@ -153,7 +155,9 @@ def score_week(agent: str, end: datetime, first: ModelRef) -> Week:
     """
     base, registry = _open_base(agent), open_registry(agent)
     rows, decisions = _read_decided_rows(base, Window.ending("week", end, _WEEK))
-    verdict, gate = base.journal.verdict_at("watch", end), base.journal.verdict_at("gate", end)
+    verdict = base.journal.verdict_at("watch", end)
+    judged = base.journal.verdicts("gate", since=end - _WEEK)
+    gates = tuple(gate.result for gate in judged if end - _WEEK < gate.as_of <= end)
     if len(decisions):
         champion = registry.version(agent, str(decisions["version"].iloc[0]).rpartition("@")[2])
     else:
@@ -178,7 +182,8 @@ def score_week(agent: str, end: datetime, first: ModelRef) -> Week:
         psi=report.worst(1)[0].psi if report else None,
         drift=verdict.result,
         response=verdict.response,
-        gate=gate.result if gate else "",
+        gate=gates[-1] if gates else "",
+        gates=gates,
         champion=str(champion),
         quality_static=score(load_version(agent, first).variant.predict_proba(rows)) if len(rows) else None,
         quality_champion=score(np.array(decisions["probabilities"].tolist())) if len(rows) else None,
@@ -199,13 +204,14 @@ def summarize(agent: str, weeks: Sequence[Week], seconds: float) -> DemoResult:
         raise WindowError(f"agent {agent!r} has no champion: the demo was not bootstrapped")
     card = registry.models.scorecard(champion)
     judged_weeks = [week for week in weeks if week.gate]
+    gates = Counter(result for week in weeks for result in week.gates)
     summary = DemoSummary(
         measure=config.load(agent).quality.name,
         weeks=len(weeks),
-        refreshes=len(judged_weeks),
-        promotions=sum(week.gate == "promoted" for week in judged_weeks),
-        refused=sum(week.gate == "refused" for week in judged_weeks),
-        inconclusive=sum(week.gate == "inconclusive" for week in judged_weeks),
+        refreshes=gates.total(),
+        promotions=gates["promoted"],
+        refused=gates["refused"],
+        inconclusive=gates["inconclusive"],
         quality_static=_mean([week.quality_static for week in weeks]),
         quality_champion=_mean([week.quality_champion for week in weeks]),
         quality_teacher=_mean([week.quality_teacher for week in weeks]),

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stillhouse.config import AgentConfig, leaves
-from stillhouse.distill.split import mask_validation_rows, split_validation
+from stillhouse.config import AgentConfig, fit_defaults, leaves
+from stillhouse.distill.split import mask_validation_rows, seconds_since_1970, split_validation
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.distill.train import distil, student_probabilities
 from stillhouse.parts import TextEncoderState
@@ -54,8 +54,11 @@ def train_student(settings: AgentConfig, rows: pd.DataFrame, ready: Array | None
     """
     index = limit_rows(len(rows), settings.windows.max_train_rows)
     frame = rows.iloc[index].reset_index(drop=True)
+    times = seconds_since_1970(frame["observed_at"])
+    distillation = fit_defaults(settings.distillation, len(frame), times=times)
+    settings = settings.model_copy(update={"distillation": distillation})
     probs = _teacher_probs(settings, frame, None if ready is None else ready[index])
-    validation = mask_validation_rows(frame["observed_at"], settings.distillation.validation_every)
+    validation = mask_validation_rows(frame["observed_at"], distillation)
     train = ~validation if validation.any() and not validation.all() else np.ones(len(frame), dtype=bool)
     columns = columns_of(settings, frame[train], _text_encoder(settings))
     x, labels = encode(frame, columns), frame["outcome"].to_numpy()
@@ -67,7 +70,7 @@ def train_student(settings: AgentConfig, rows: pd.DataFrame, ready: Array | None
         clusters, newer = split_validation(frame["observed_at"].iloc[usable], settings.promotion.cluster)
         chosen = usable[newer]
         control = build_training_set(x[chosen], probs[chosen], labels[chosen], columns, cluster_ids=clusters[newer])
-    distil(student, training_set, settings.distillation, validation=control)
+    distil(student, training_set, distillation, validation=control)
     return TrainedModel(lambda later: student_probabilities(student, encode(later, columns)), len(frame))
 
 
