@@ -21,7 +21,7 @@ CHAMPION = "toy@2"  # the first refresh registers two variants and chooses the s
 
 
 def _open(as_of: datetime) -> WatchedWindow:
-    now, window = open_window("toy", as_of)
+    _, window = open_window("toy", as_of)
     return get_window("toy", window)
 
 
@@ -30,7 +30,12 @@ def test_members_are_scored_once_on_complete_blocks_new_to_them(toy_base: Base, 
     watched = _open(day(24))
     scored = pool.score_pool(watched, day(24))
     (member,) = scored.members
-    assert (member.model, member.role, member.mode, member.promotable) == (str(watched.champion.model), "champion", "redistil", True)
+    assert (member.model, member.role, member.mode, member.promotable) == (
+        str(watched.champion.model),
+        "champion",
+        "redistil",
+        True,
+    )
     assert member.shaped_until == day(16) and member.made_at == day(20)
     scores = scored.scores[CHAMPION]
     assert [score.start for score in scores] == [day(n) for n in range(16, 24)]
@@ -68,9 +73,7 @@ def test_a_change_of_the_block_length_scores_again(toy_base: Base, agents, day: 
     assert len(base.journal.scores(pool.scoring_rule(config.load("toy")))) == 3
 
 
-def test_a_member_that_cannot_be_loaded_is_skipped(
-    toy_base: Base, day: Day, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_member_that_cannot_be_loaded_is_skipped(toy_base: Base, day: Day, monkeypatch: pytest.MonkeyPatch) -> None:
     toy_base(24)
 
     def fail(*args: object) -> object:

@@ -11,7 +11,16 @@ import pyarrow.compute as pc
 
 from stillhouse.knowledge.pruning import Clause
 from stillhouse.knowledge.tables import Tables
-from stillhouse.records import BlockScore, EvidenceRows, EvidenceStep, Process, Verdict, VerdictResult, WeightChange, short_id
+from stillhouse.records import (
+    BlockScore,
+    EvidenceRows,
+    EvidenceStep,
+    Process,
+    Verdict,
+    VerdictResult,
+    WeightChange,
+    short_id,
+)
 
 __all__ = ["Journal"]
 
@@ -248,7 +257,9 @@ class Journal:
         )
         if rows.empty:
             return 0
-        blocks = (f"{member}:{start.isoformat()}" for member, start in zip(rows["member"], rows["observed_at"]))
+        blocks = (
+            f"{member}:{start.isoformat()}" for member, start in zip(rows["member"], rows["observed_at"], strict=True)
+        )
         return self._tables.append("scores", rows, batch=f"scores:{short_id(rule, *blocks)}")
 
     def scores(

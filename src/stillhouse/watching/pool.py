@@ -127,7 +127,9 @@ def list_members(watched: WatchedWindow, as_of: datetime) -> tuple[PoolMember, .
     return tuple(sorted(members, key=lambda member: (member.made_at, _number(member.model))))
 
 
-def _role(agent: str, version: PoolVersion, is_first: bool, results: Mapping[str, tuple[VerdictResult, datetime]]) -> Any:
+def _role(
+    agent: str, version: PoolVersion, is_first: bool, results: Mapping[str, tuple[VerdictResult, datetime]]
+) -> Any:
     if "champion" in version.aliases:
         return "champion"
     if "previous" in version.aliases:
@@ -177,7 +179,9 @@ def _find_obstacle(watched: WatchedWindow, version: PoolVersion) -> str:
         return f"its latency (p95) {measured}, and the budget is {budgets.max_p95_ms:g} ms"
     variant = load_version(watched.agent, version.model).variant
     if tuple(variant.actions) != settings.actions:
-        return f"it knows the actions {', '.join(variant.actions)}, and the agent file has {', '.join(settings.actions)}"
+        return (
+            f"it knows the actions {', '.join(variant.actions)}, and the agent file has {', '.join(settings.actions)}"
+        )
     if absent := [name for name in _column_names(variant) if name not in settings.observations.columns]:
         return f"it reads the column {absent[0]!r}, which the agent file has no more"
     return ""
@@ -452,4 +456,3 @@ def _estimate_autocorrelation(pool: ScoredPool, champion: str, measure: Measure)
         for others in losses.values()
     ]
     return estimate_autocorrelation([values[np.isfinite(values)] for values in series])
-
