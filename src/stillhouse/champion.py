@@ -21,7 +21,7 @@ from stillhouse.variant import Variant
 
 __all__ = ["Champion", "load_champion", "load_version", "open_registry"]
 
-_MAX_CACHED_VERSIONS = 4  # the champion, the previous one, the first of a demo, and one to compare
+_MAX_CACHED_VERSIONS = 40  # the largest pool, and some to compare
 
 
 class Champion:

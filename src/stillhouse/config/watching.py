@@ -102,6 +102,11 @@ class Payoff(Section):
     )
     prices: Prices = Prices()
     pool: int = Field(default=6, ge=2, le=32, description="models that are scored on every outcome")
+    block: PositiveDuration | None = Field(
+        default=None,
+        description="length of a block of time, whose rows count as one piece of evidence about the members of the "
+        "pool; null: `watch.every`, at least a day",
+    )
     explore: float = Field(
         default=0.0,
         ge=0,
@@ -157,6 +162,15 @@ class Watch(Section):
         if self.false_alarms is None:
             return None
         return max(1.0, self.false_alarms.per / self.every / self.false_alarms.at_most)
+
+    @property
+    def block(self) -> timedelta:
+        """Length of the pool's blocks: ``payoff.block``, or ``every``, at least a day.
+
+        >>> Watch().block
+        datetime.timedelta(days=1)
+        """
+        return self.payoff.block or max(self.every, timedelta(days=1))
 
     @property
     def resolved_policy(self) -> Literal["payoff", "alarms", "calendar"]:

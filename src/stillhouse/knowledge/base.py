@@ -14,6 +14,7 @@ spending       the cost of some questions to a teacher: calls, rows, tokens, sec
 questions      a row that a refresh selected to ask a teacher about, with its inclusion probability
 evidence       a step of sequential evidence on a champion: the rows counted, their probabilities, its state
 weights        a change of a teacher's weight in the ensemble mean, with its reason
+scores         the scores of a pool member on the labelled rows of a complete block of time
 =============  ====================================================================================
 
 Every append names its batch, and a batch that is in the table is not written again: a run can be repeated after a
@@ -47,6 +48,7 @@ from stillhouse.records import DataReport, Window, short_id
 __all__ = ["KnowledgeBase"]
 
 _BATCH_ROWS = 65_536  # of a streamed Arrow batch
+_EPOCH = pd.Timestamp(0, tz="UTC")
 
 
 class KnowledgeBase:
@@ -260,7 +262,25 @@ class KnowledgeBase:
         :raises SchemaError: if an outcome has an action that the agent file does not have.
         """
         outcomes = self._read_outcomes(rows, window, ["observation_id", "known_at", "action"])
-        outcomes = outcomes[outcomes["known_at"] <= known_by].sort_values(["known_at", "action"], kind="stable")
+        return self._join_outcomes(rows, outcomes[outcomes["known_at"] <= known_by])
+
+    def read_labelled_blocks(self, window: Window, block: timedelta, delay: timedelta) -> pd.DataFrame:
+        """Observations of the window whose outcome was known by the end of their block of time plus ``delay``.
+
+        As :meth:`read_labelled`, with ``block_start``. Blocks begin at whole multiples of ``block`` since 1970 UTC. So
+        whoever reads a block after this moment gets the same rows. Outcomes that were known after the window's end do
+        not count, so younger blocks have the rows whose outcome was known at the window's end.
+        """
+        outcomes = self.read("outcomes", window, ["observation_id", "observed_at", "known_at", "action"])
+        known_by = _block_starts(outcomes["observed_at"], block) + (block + delay)
+        known = (outcomes["known_at"] <= known_by) & (outcomes["known_at"] <= window.end)
+        rows = self._join_outcomes(self.read_observations(window), outcomes[known])
+        rows = rows[rows["outcome"] >= 0].reset_index(drop=True)
+        return rows.assign(block_start=_block_starts(rows["observed_at"], block))
+
+    def _join_outcomes(self, rows: pd.DataFrame, outcomes: pd.DataFrame) -> pd.DataFrame:
+        """``rows`` with ``outcome``, the label by the last known of ``outcomes``, or −1."""
+        outcomes = outcomes.sort_values(["known_at", "action"], kind="stable")
         outcomes = outcomes.drop_duplicates("observation_id", keep="last")
         label_index = {action: i for i, action in enumerate(self._label_actions)}
         outcomes = outcomes.assign(outcome=outcomes["action"].map(label_index))
@@ -358,3 +378,8 @@ class KnowledgeBase:
     def _newest_observed_at(self) -> datetime | None:
         delta = self.tables.open("observations")
         return None if delta is None else newest_observed_at(delta, before=time_range.latest_allowed())
+
+
+def _block_starts(times: pd.Series, block: timedelta) -> pd.Series:
+    """The start of the block of each time; blocks begin at whole multiples of ``block`` since 1970 UTC."""
+    return _EPOCH + (times - _EPOCH) // block * block

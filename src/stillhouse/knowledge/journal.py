@@ -1,4 +1,4 @@
-"""What the system decided and why: verdicts, steps of sequential evidence, changes of teacher weights."""
+"""What the system decided and why: verdicts, steps of evidence, changes of teacher weights, scores of the pool."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ import pyarrow.compute as pc
 
 from stillhouse.knowledge.pruning import Clause
 from stillhouse.knowledge.tables import Tables
-from stillhouse.records import EvidenceRows, EvidenceStep, Process, Verdict, WeightChange, short_id
+from stillhouse.records import (
+    BlockScore,
+    EvidenceRows,
+    EvidenceStep,
+    Process,
+    Verdict,
+    VerdictResult,
+    WeightChange,
+    short_id,
+)
 
 __all__ = ["Journal"]
 
@@ -19,7 +28,7 @@ Kind = Literal["watch", "gate", "promotion"]
 
 
 class Journal:
-    """The tables ``verdicts``, ``evidence`` and ``weights`` of one agent."""
+    """The tables ``verdicts``, ``evidence``, ``weights`` and ``scores`` of one agent."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
@@ -39,13 +48,18 @@ class Journal:
         self._tables.append("verdicts", pd.DataFrame([row]), batch=verdict.verdict_id)
 
     def verdicts(
-        self, kind: Kind | None = None, as_of: datetime | None = None, since: datetime | None = None
+        self,
+        kind: Kind | None = None,
+        as_of: datetime | None = None,
+        since: datetime | None = None,
+        results: Sequence[VerdictResult] | None = None,
     ) -> list[Verdict]:
         """Verdicts in the order of ``as_of``, then of recording.
 
         :param kind: only of this kind; None: of all kinds.
         :param as_of: only with exactly this time.
         :param since: only with this time or a later one.
+        :param results: only with one of these results.
         """
         clauses = list[Clause]()
         if kind is not None:
@@ -54,6 +68,8 @@ class Journal:
             clauses.append(("observed_at", "=", as_of))
         if since is not None:
             clauses.append(("observed_at", ">=", since))
+        if results is not None:
+            clauses.append(("outcome", "in", list(results)))
         columns = ["verdict_id", "observed_at", "recorded_at", "json"]
         rows = self._tables.select("verdicts", columns, *clauses).to_pandas()
         rows = rows.sort_values(["observed_at", "recorded_at"], kind="stable").drop_duplicates("verdict_id")
@@ -76,6 +92,22 @@ class Journal:
         """Whether the gate refused the refresh of :meth:`last_refresh`."""
         last = self._last_gate_row(before)
         return last is not None and last["outcome"] == "refused"
+
+    def results(self, kind: Kind, since: datetime | None = None) -> dict[str, tuple[VerdictResult, datetime]]:
+        """Result and time of the verdicts of that kind by id, without reading the verdicts themselves."""
+        clauses: list[Clause] = [("kind", "=", kind)]
+        if since is not None:
+            clauses.append(("observed_at", ">=", since))
+        rows = self._tables.select("verdicts", ["verdict_id", "outcome", "observed_at"], *clauses).to_pylist()
+        return {row["verdict_id"]: (row["outcome"], row["observed_at"]) for row in rows}
+
+    def last_verdict(self, kind: Kind, before: datetime | None = None) -> Verdict | None:
+        """The verdict of that kind with the latest time (before ``before``); None if there is none."""
+        clauses: list[Clause] = [("kind", "=", kind)]
+        if before is not None:
+            clauses.append(("observed_at", "<", before))
+        last = self._tables.select_last("verdicts", ["recorded_at", "json"], *clauses)
+        return None if last is None else Verdict.model_validate_json(last["json"])
 
     def _last_gate_row(self, before: datetime | None) -> dict[str, Any] | None:
         clauses: list[Clause] = [("kind", "=", "gate")]
@@ -188,3 +220,76 @@ class Journal:
         rows = rows.drop_duplicates(["job", "observed_at", "teacher", "slice"], keep="last")
         of_version = rows if version is None else rows[rows["version"] == version]
         return [WeightChange.model_validate_json(text) for text in of_version["json"]]
+
+    # ----------------------------------------------------------------- scores of the pool
+
+    def append_scores(self, scores: Sequence[BlockScore], rule: str) -> int:
+        """Store scores of complete blocks in one commit; those of one member, block and rule are stored once.
+
+        :param rule: key of everything but rows and model that the scores depend on: the length of the blocks, the
+            delay of outcomes, the measure.
+        :returns: number of scores written.
+        :raises ValueError: if a block is not complete.
+        """
+        if not all(score.complete for score in scores):
+            raise ValueError("only complete blocks are stored: the rows of a younger one may still change")
+        if not scores:
+            return 0
+        earliest = min(score.start for score in scores)
+        stored = {(score.member, score.start) for score in self.scores(rule, since=earliest, with_rows=False)}
+        rows = pd.DataFrame(
+            {
+                "member": score.member,
+                "observed_at": score.start,
+                "end": score.end,
+                "rule": rule,
+                "rows": score.rows,
+                "rows_key": score.rows_key,
+                "log_loss": score.log_loss,
+                "half_brier": score.half_brier,
+                "accuracy": score.accuracy,
+                "score": score.score,
+                "probabilities": list(score.probs),
+                "labels": list(score.labels),
+            }
+            for score in scores
+            if (score.member, score.start) not in stored
+        )
+        if rows.empty:
+            return 0
+        blocks = (
+            f"{member}:{start.isoformat()}" for member, start in zip(rows["member"], rows["observed_at"], strict=True)
+        )
+        return self._tables.append("scores", rows, batch=f"scores:{short_id(rule, *blocks)}")
+
+    def scores(
+        self, rule: str, since: datetime | None = None, member: str | None = None, *, with_rows: bool = True
+    ) -> list[BlockScore]:
+        """Stored scores of complete blocks, by time, then member.
+
+        :param rule: as in :meth:`append_scores`; scores by another rule are not comparable.
+        :param since: only of blocks that begin then or later.
+        :param member: only of this one.
+        :param with_rows: whether to read probabilities and labels row by row, which only the AUC needs.
+        """
+        clauses: list[Clause] = [("rule", "=", rule)]
+        if since is not None:
+            clauses.append(("observed_at", ">=", since))
+        if member is not None:
+            clauses.append(("member", "=", member))
+        names = ["member", "observed_at", "end", "rows", "rows_key", "log_loss", "half_brier", "accuracy", "score"]
+        names += ["probabilities", "labels"] if with_rows else []
+        rows = self._tables.select("scores", names, *clauses).sort_by([("observed_at", "ascending")]).to_pylist()
+        once = {(row["observed_at"], row["member"]): row for row in rows}
+        return [_block_score(once[key]) for key in sorted(once)]
+
+
+def _block_score(row: dict[str, Any]) -> BlockScore:
+    """A stored row as a record; the values were validated when they were written."""
+    return BlockScore.model_construct(
+        start=row.pop("observed_at"),
+        complete=True,
+        probs=tuple(row.pop("probabilities", ())),
+        labels=tuple(row.pop("labels", ())),
+        **row,
+    )

@@ -38,6 +38,7 @@ Table = Literal[
     "spending",
     "questions",
     "weights",
+    "scores",
 ]
 
 TIME = pa.timestamp("us", tz="UTC")
@@ -134,6 +135,20 @@ FIELDS: dict[Table, list[tuple[str, pa.DataType]]] = {
         ("observed_at", TIME),
         ("probability", pa.float64()),
         ("known", pa.bool_()),
+    ],
+    "scores": [
+        ("member", pa.string()),
+        ("observed_at", TIME),
+        ("end", TIME),
+        ("rule", pa.string()),
+        ("rows", pa.int64()),
+        ("rows_key", pa.string()),
+        ("log_loss", pa.float64()),
+        ("half_brier", pa.float64()),
+        ("accuracy", pa.float64()),
+        ("score", pa.float64()),
+        ("probabilities", pa.list_(pa.float32())),
+        ("labels", pa.list_(pa.int8())),
     ],
 }
 

@@ -14,6 +14,7 @@ __all__ = [
     "Lineage",
     "NewVariant",
     "OpenedRefresh",
+    "PoolVersion",
     "RefusedVariant",
     "Role",
     "Rollback",
@@ -59,6 +60,23 @@ class OpenedRefresh(NamedTuple):
 
     run_id: str
     verdict: Verdict | None
+
+
+class PoolVersion(NamedTuple):
+    """A version that may be a member of the pool: chosen by its refresh, or champion at some time."""
+
+    model: ModelRef
+    tags: Mapping[str, str]
+    aliases: tuple[str, ...]
+    released: bool
+    """Whether it ever became champion."""
+    refused: str
+    """Why it cannot become champion: no trusted key has signed it; empty if it can."""
+
+    @property
+    def rejected(self) -> bool:
+        """Whether a person rejected it, and nobody promoted it since."""
+        return bool(self.tags.get("rejected_at"))
 
 
 class Rollback(NamedTuple):

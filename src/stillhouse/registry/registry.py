@@ -17,6 +17,7 @@ from stillhouse.registry.connection import does_not_exist, process_default
 from stillhouse.registry.entries import (
     Lineage,
     NewVariant,
+    PoolVersion,
     RefusedVariant,
     Role,
     Rollback,
@@ -52,6 +53,8 @@ _REJECTED_AT = "rejected_at"  # when a person rejected it; "" after a later prom
 
 _refresh_run_ids: Cache[str | None] = Cache()
 """Refresh run of versions, by :func:`version_key`."""
+_refresh_modes: Cache[str] = Cache()
+"""Mode of refreshes, by tracking URI and run id."""
 
 
 class Registry:
@@ -216,6 +219,25 @@ class Registry:
         released = self._all_versions(self.agent, f"tag.{RELEASE} LIKE '%'")
         return [_model_ref(version) for version in sorted(released, key=lambda version: int(version.version))]
 
+    def pool_versions(self) -> list[PoolVersion]:
+        """The version that each refresh chose, and all that ever became champion, the oldest first."""
+        names: dict[str, list[str]] = {}
+        for alias, number in sorted(self._aliases(self.agent).items()):
+            names.setdefault(number, []).append(alias)
+        chosen = self._all_versions(self.agent, "tag.chosen = 'True'")
+        released = self._all_versions(self.agent, f"tag.{RELEASE} LIKE '%'")
+        versions = {int(version.version): version for version in (*chosen, *released)}
+        return [
+            PoolVersion(
+                model=_model_ref(version),
+                tags=dict(version.tags),
+                aliases=tuple(names.get(str(number), ())),
+                released=RELEASE in version.tags,
+                refused=self._refusal(version),
+            )
+            for number, version in sorted(versions.items())
+        ]
+
     def version_of(self, refresh_id: str, variant: str) -> str:
         """The number of the version that a refresh registered for ``variant``.
 
@@ -263,6 +285,11 @@ class Registry:
             baseline = self.baseline(ref)
             windows[str(ref)] = (baseline.train, baseline.test)
         return windows
+
+    def refresh_mode(self, ref: ModelRef) -> str:
+        """The mode of the refresh that made the variant, as it was requested; empty if it was not recorded."""
+        run_id = self._refresh_run_id(ref)
+        return _refresh_modes.get((self.uri, run_id), lambda: self.runs.tags(run_id).get("mode", ""))
 
     def profile(self, ref: ModelRef) -> bytes:
         """The profile of the variant's training window, as :mod:`stillhouse.drift.profile` wrote it.

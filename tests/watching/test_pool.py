@@ -1,0 +1,105 @@
+"""The pool on the real path: which models are members, and how they are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import pandas as pd
+import pytest
+
+import stillhouse
+from stillhouse import config
+from stillhouse.knowledge import KnowledgeBase
+from stillhouse.watching import pool
+from stillhouse.watching.window import WatchedWindow, get_window, open_window
+
+Day = Callable[[int], datetime]
+Base = Callable[..., KnowledgeBase]
+ONE_DAY = timedelta(days=1)
+CHAMPION = "toy@2"  # the first refresh registers two variants and chooses the second
+
+
+def _open(as_of: datetime) -> WatchedWindow:
+    _, window = open_window("toy", as_of)
+    return get_window("toy", window)
+
+
+def test_members_are_scored_once_on_complete_blocks_new_to_them(toy_base: Base, day: Day) -> None:
+    base = toy_base(24)
+    watched = _open(day(24))
+    scored = pool.score_pool(watched, day(24))
+    (member,) = scored.members
+    assert (member.model, member.role, member.mode, member.promotable) == (
+        str(watched.champion.model),
+        "champion",
+        "redistil",
+        True,
+    )
+    assert member.shaped_until == day(16) and member.made_at == day(20)
+    scores = scored.scores[CHAMPION]
+    assert [score.start for score in scores] == [day(n) for n in range(16, 24)]
+    assert [score.complete for score in scores] == [True] * 7 + [False]  # outcomes are known a day later
+    assert {score.rows for score in scores[:7]} == {120} and scored.stored == 7
+    again = pool.score_pool(_open(day(24)), day(24))
+    assert again.stored == 0 and again.scores == scored.scores
+    stored = base.journal.scores(pool.scoring_rule(config.load("toy")))
+    assert stored == list(scores[:7])
+    later = pool.score_pool(_open(day(24) + ONE_DAY), day(24) + ONE_DAY)
+    assert later.stored == 1
+
+
+def test_a_block_has_the_same_rows_whoever_scores_it_later(toy_base: Base, day: Day) -> None:
+    base = toy_base(24)
+    early = pool.score_pool(_open(day(24)), day(24))
+    late = pd.DataFrame(
+        {"observation_id": ["toy-01925"], "observed_at": [day(16)], "known_at": [day(23)], "action": ["go"]}
+    )
+    base.tables.append("outcomes", late, batch="a correction that came late")
+    rows = base.read_labelled_blocks(base.window("w", day(16), day(24)), ONE_DAY, ONE_DAY)
+    first = rows[rows["block_start"] == day(16)]
+    assert tuple(first["outcome"]) == early.scores[CHAMPION][0].labels
+    short = base.read_labelled_blocks(base.window("w", day(16), day(17)), ONE_DAY, ONE_DAY)
+    assert len(short) < 120  # at the end of the block only some are known
+
+
+def test_a_change_of_the_block_length_scores_again(toy_base: Base, agents, day: Day) -> None:
+    base = toy_base(24)
+    assert pool.score_pool(_open(day(24)), day(24)).stored == 7
+    file = agents / "toy.yaml"
+    file.write_text(file.read_text().replace("  clock:", "  payoff: {block: 2d}\n  clock:"))
+    scored = pool.score_pool(_open(day(24)), day(24))
+    assert scored.stored == 3 and {score.rows for score in scored.scores[CHAMPION] if score.complete} == {240}
+    assert len(base.journal.scores(pool.scoring_rule(config.load("toy")))) == 3
+
+
+def test_a_member_that_cannot_be_loaded_is_skipped(toy_base: Base, day: Day, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_base(24)
+
+    def fail(*args: object) -> object:
+        raise OSError("disk full")
+
+    watched = _open(day(24))
+    monkeypatch.setattr(pool, "align_probs", fail)
+    scored = pool.score_pool(watched, day(24))
+    assert scored.stored == 0 and "disk full" in scored.skipped[CHAMPION]
+    state = pool.read_pool_state(watched, scored)
+    assert state is not None and state.evidence == ()
+
+
+def test_versions_of_later_refreshes_are_compared_with_the_champion(toy_base: Base, day: Day) -> None:
+    toy_base(36)
+    gate = stillhouse.refresh("toy", as_of=day(30), trigger="manual", cause="test")
+    watched = _open(day(36))
+    scored = pool.score_pool(watched, day(36))
+    state = pool.read_pool_state(watched, scored)
+    assert state is not None
+    assert [member.model for member in state.members] == [CHAMPION, state.members[1].model]
+    if gate.result == "promoted":
+        assert state.reign == 2 and state.reign_began == day(30) and state.members[0].role == "previous"
+    else:
+        assert state.reign == 1 and state.reign_began == day(20)
+    (evidence,) = state.evidence
+    assert evidence.measure == "auc" and evidence.since >= state.reign_began and evidence.blocks >= 4
+    choice = pool.choose_member(watched, state)
+    assert choice.champion == state.champion and len(choice.reasons) == 1
