@@ -52,7 +52,7 @@ class Rules:
     newest: bool = True
     learn: bool = True
     cheap: bool = True
-    doubt: float = 2.0
+    doubt: float = 1.0
 
 
 class _Gain(NamedTuple):
@@ -177,7 +177,9 @@ def _share_gained(situation: Situation, responses: tuple[str, ...], prior: float
 def _predict_trainings(
     situation: Situation, excess: float, rate: float, horizon: float, noise: float, rules: Rules
 ) -> Iterator[PredictedGain]:
-    error = rules.doubt * noise * math.sqrt(situation.block / horizon)
+    # the next training comes at about the age at which this one comes
+    span = max(horizon, min(situation.age, _LONGEST_HORIZON_WEEKS))
+    error = rules.doubt * noise * math.sqrt(situation.block / span)
     for response, prior in _TRAINED.items():
         share = _share_gained(situation, (response,), prior) if rules.learn and response == "update" else prior
         gain, price = share * excess, situation.exchange_rate * getattr(situation.prices, response)
