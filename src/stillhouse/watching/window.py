@@ -42,6 +42,8 @@ class WatchedWindow:
         self.champion = champion
         self.settings: AgentConfig = config.load(agent)
         self._raw = raw
+        self.pool: Any = None
+        """The pool as it was scored last, a :class:`~stillhouse.watching.pool.ScoredPool`."""
 
     @cached_property
     def base(self) -> KnowledgeBase:
@@ -79,6 +81,7 @@ class WatchedWindow:
         same_rows = window.versions.get("observations") == self.window.versions.get("observations")
         watched = WatchedWindow(self.agent, window, self.champion, self._raw if same_rows else None)
         watched.__dict__["base"] = self.base  # the cached property
+        watched.pool = self.pool
         return watched
 
     @cached_property
