@@ -101,9 +101,7 @@ def complete_promotion(agent: str) -> Verdict | None:
 @engine_task("score pool")
 def score_pool(agent: str, as_of: datetime, data: DataReport) -> int:
     """Score the members of the pool on the blocks that are complete by now; returns how many scores are new."""
-    watched = get_window(agent, data.window)
-    watched.pool = pool.score_pool(watched, as_of)
-    return watched.pool.stored
+    return pool.score_pool(get_window(agent, data.window), as_of).stored
 
 
 @engine_task("reckon")

@@ -42,6 +42,7 @@ from stillhouse.watching.pool import (
     block_loss,
     choose_member,
     list_switches,
+    list_switches_of,
     read_pool_state,
     score_pool,
     scoring_rule,
@@ -72,7 +73,6 @@ def reckon(watched: WatchedWindow, as_of: datetime) -> tuple[PoolState | None, C
     :returns: None for what cannot be told: without a champion, or before a block of outcomes is new to it.
     """
     pool = watched.pool if watched.pool is not None and watched.pool.as_of == as_of else score_pool(watched, as_of)
-    watched.pool = pool
     switches = list_switches(watched)
     state = read_pool_state(watched, pool, switches)
     if state is None:

@@ -237,13 +237,9 @@ def score_pool(watched: WatchedWindow, as_of: datetime) -> ScoredPool:
             log.warning("%s is not scored: %s", member.model, error)
     complete = tuple(score for scores in new.values() for score in scores if score.complete)
     journal.append_scores(complete, rule)
-    return ScoredPool(
-        as_of,
-        members,
-        {model: (*stored[model], *new[model]) for model in stored},
-        skipped,
-        complete,
-    )
+    scores = {model: (*stored[model], *new[model]) for model in stored}
+    watched.pool = ScoredPool(as_of, members, scores, skipped, complete)
+    return watched.pool
 
 
 def scoring_rule(settings: AgentConfig) -> str:

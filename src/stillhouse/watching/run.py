@@ -46,7 +46,7 @@ def watch(agent: str, as_of: datetime | None = None, *, contract: ContractCheck 
     cost = gather_evidence(watched, now, data)
     mixture = follow_weights(watched, now)
     report = measure_drift(watched, data)
-    watched.pool = score_pool(watched, now)
+    score_pool(watched, now)
     pool, choice, reckoning = reckon(watched, now)
     verdict = decide_response(watched, now, data, report, cost, reckoning=reckoning, choice=choice, pool=pool)
     carry_out(watched, verdict)
