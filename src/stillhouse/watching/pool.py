@@ -238,8 +238,9 @@ def score_pool(watched: WatchedWindow, as_of: datetime) -> ScoredPool:
     complete = tuple(score for scores in new.values() for score in scores if score.complete)
     journal.append_scores(complete, rule)
     scores = {model: (*stored[model], *new[model]) for model in stored}
-    watched.pool = ScoredPool(as_of, members, scores, skipped, complete)
-    return watched.pool
+    scored = ScoredPool(as_of, members, scores, skipped, complete)
+    watched.pool = scored
+    return scored
 
 
 def scoring_rule(settings: AgentConfig) -> str:

@@ -274,12 +274,14 @@ def format_reckoning(verdict: Verdict) -> str:
     if not found:
         return ""
     reckoning = Reckoning.model_validate(found)
-    rows = [
-        f"| {one.response.replace('_', ' ')}{' ' + md(one.model) if one.model else ''} "
-        f"| {one.gain:+.4f} ± {one.standard_error:.4f} | {one.price:.4f} | {one.net:+.4f} "
-        f"| {'**chosen**: ' if (one.response, one.model) == (reckoning.chosen, reckoning.model) else ''}{md(one.text)} |"
-        for one in reckoning.responses
-    ]
+    rows = []
+    for one in reckoning.responses:
+        name = one.response.replace("_", " ") + (f" {md(one.model)}" if one.model else "")
+        mark = "**chosen**: " if (one.response, one.model) == (reckoning.chosen, reckoning.model) else ""
+        rows.append(
+            f"| {name} | {one.gain:+.4f} ± {one.standard_error:.4f} | {one.price:.4f} | {one.net:+.4f} "
+            f"| {mark}{md(one.text)} |"
+        )
     unit = f"{measure_title(reckoning.measure)}, {reckoning.unit} × weeks"
     table = format_table("| response | predicted gain | price | net | why |", rows)
     return f"## What would pay\n\n{md(reckoning.text)}\n\nIn {md(unit)}:\n\n{table}"
