@@ -22,7 +22,7 @@ from stillhouse.evaluate import gate
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.promoting import promote_version
 from stillhouse.records import ChampionChoice, PoolState, Reckoning, Verdict
-from stillhouse.registry import names
+from stillhouse.shown import escape_markdown
 from stillhouse.watching import payoff, pool, promotions, run
 from stillhouse.watching.publishing import format_pool, format_reckoning
 from stillhouse.watching.window import get_window, open_window
@@ -57,8 +57,9 @@ def base(
         assert verdict.result == "inconclusive"
         _MADE["home"] = Path(shutil.copytree(config.home(), tmp_path_factory.mktemp("made") / "home"))
     else:
-        shutil.rmtree(config.home())
-        shutil.copytree(_MADE["home"], config.home())
+        home = config.home()
+        shutil.rmtree(home)
+        shutil.copytree(_MADE["home"], home)
     return KnowledgeBase(config.load("toy"))
 
 
@@ -87,7 +88,7 @@ def test_an_inconclusive_challenger_becomes_champion_by_evidence(base: Knowledge
     state = PoolState.model_validate(verdict.evidence["pool"])
     assert [member.role for member in state.members] == ["champion", "challenger"]
     page = format_pool(verdict)
-    assert page.startswith("## Pool") and choice.member in page and "| yes |" in page
+    assert page.startswith("## Pool") and escape_markdown(choice.member) in page and "| yes |" in page
     assert format_reckoning(verdict) == ""  # the agent file asks for alarms
 
 
@@ -189,7 +190,7 @@ def test_the_reckoning_reuses_a_proven_member_and_its_gain_is_measured(
     assert gain.realised > 0.2 and gain.predicted is not None and gain.predicted > 0.1
     assert gain.as_of == day(46) and gain.rows == 120 * 7
     state = PoolState.model_validate(later.evidence["pool"])
-    assert state.realised == (gain,) and gain.champion in format_pool(later)
+    assert state.realised == (gain,) and escape_markdown(gain.champion) in format_pool(later)
     registry = open_registry("toy")
     run_id = registry.runs.open_watch(_champion(), _since(later))
     metrics = registry.client.get_run(run_id).data.metrics
@@ -225,4 +226,3 @@ def test_the_situation_says_what_is_impossible(base: KnowledgeBase, agents: Path
     assert situation.corrected is not None and len(situation.corrected.known().times) == 6
     own = situation.own.known()
     assert len(own.times) == 31 and 0.5 < own.losses[-5:].mean() < 1  # the world has turned over
-    assert names.MODEL_STATE
