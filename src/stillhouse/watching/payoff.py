@@ -411,8 +411,8 @@ def realised_gains(base: KnowledgeBase, since: datetime | None = None) -> tuple[
 
     :param since: only changes from then on.
     """
-    registry, measure = open_registry(base.config.agent), get_measure(base.config)
-    switches = list_switches_of(base, registry)
+    measure = get_measure(base.config)
+    switches = list_switches_of(base, open_registry(base.config.agent).pool_versions())
     wanted = [switch for switch in switches if since is None or switch.as_of >= since]
     scores: dict[str, list[BlockScore]] = {}
     stored = base.journal.scores(scoring_rule(base.config), since=since, with_rows=measure.row_scores is None)

@@ -35,7 +35,7 @@ from stillhouse.records import (
     VerdictResult,
     short_id,
 )
-from stillhouse.registry import PoolVersion, Registry
+from stillhouse.registry import PoolVersion
 from stillhouse.stats import replace_non_finite
 from stillhouse.variant import InputError, Variant
 from stillhouse.watching.window import WatchedWindow
@@ -110,7 +110,7 @@ def list_members(watched: WatchedWindow, as_of: datetime) -> tuple[PoolMember, .
     Members made after ``as_of`` are left out, and so are versions that a person rejected, unless they are one of the
     first three.
     """
-    versions = watched.registry.pool_versions()
+    versions = watched.versions
     results = watched.base.journal.results("gate")
     first = next((version for version in versions if version.released), None)
     essential = [version for version in versions if {"champion", "previous"} & {*version.aliases} or version is first]
@@ -405,14 +405,13 @@ def choose_member(watched: WatchedWindow, state: PoolState) -> ChampionChoice:
 
 def list_switches(watched: WatchedWindow) -> list[Switch]:
     """All changes of the champion, the oldest first, by gate, person or pool."""
-    return list_switches_of(watched.base, watched.registry)
+    return list_switches_of(watched.base, watched.versions)
 
 
-def list_switches_of(base: KnowledgeBase, registry: Registry) -> list[Switch]:
-    """:func:`list_switches` of an agent's knowledge base and registry."""
+def list_switches_of(base: KnowledgeBase, versions: Sequence[PoolVersion]) -> list[Switch]:
+    """:func:`list_switches` of an agent's knowledge base and the versions that may be members of its pool."""
     by_refresh = {
-        (version.tags.get("refresh_id"), version.tags.get("variant")): str(version.model)
-        for version in registry.pool_versions()
+        (version.tags.get("refresh_id"), version.tags.get("variant")): str(version.model) for version in versions
     }
     verdicts = base.journal.verdicts(results=("promoted", "rolled_back"))
     switches = [_switch(verdict, by_refresh) for verdict in verdicts if verdict.kind != "watch"]
@@ -440,7 +439,7 @@ def _everyone(watched: WatchedWindow, members: Sequence[PoolMember], champion: P
     present = {member.model for member in members}
     left = [
         version
-        for version in watched.registry.pool_versions()
+        for version in watched.versions
         if str(version.model) not in present and int(str(version.model.version)) > _number(champion.model)
     ]
     gone = [

@@ -19,7 +19,7 @@ from stillhouse.drift.measure import profile_window
 from stillhouse.drift.profile import Profile
 from stillhouse.knowledge import KnowledgeBase, windows
 from stillhouse.records import DataReport, Window
-from stillhouse.registry import Registry
+from stillhouse.registry import PoolVersion, Registry
 
 __all__ = ["WatchedWindow", "get_window", "open_window"]
 
@@ -61,6 +61,11 @@ class WatchedWindow:
     def registry(self) -> Registry:
         """The agent's registry."""
         return open_registry(self.agent)
+
+    @cached_property
+    def versions(self) -> list[PoolVersion]:
+        """The versions that may be members of the pool."""
+        return self.registry.pool_versions()
 
     @property
     def raw(self) -> pd.DataFrame:
