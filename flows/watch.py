@@ -23,6 +23,9 @@ def watch(
 ) -> Verdict:
     """Check the current window against the data contract, audit the student, measure drift, and decide.
 
+    The members of the pool are scored on the outcomes that are complete by now. One that should be champion becomes
+    it, under every policy; which response pays is reckoned under the policy payoff.
+
     A champion that somebody made by moving the alias in MLflow is recorded first, as a promotion of its own.
 
     A window that breaks the data contract is refused; a window with too few rows gives "not enough evidence". A refresh
@@ -35,6 +38,8 @@ def watch(
         on_drift: announce emits the event stillhouse.drift, which starts the refresh deployment; refresh runs the
             refresh inside this flow run, for use without deployments
     """
+    if completed := watching.complete_promotion(agent):
+        events.announce_verdict(completed)
     if moved_by_hand := promoting.record_unrecorded_champion(agent, as_of):
         events.announce_verdict(moved_by_hand)
     now, window = watching.open_window(agent, as_of)
@@ -42,7 +47,11 @@ def watch(
     cost = watching.gather_evidence(agent, now, data)
     mixture = watching.follow_weights(agent, now, data)
     report = watching.measure_drift(agent, data)
-    verdict = watching.decide_response(agent, now, data, report, cost)
+    watching.score_pool(agent, now, data)
+    pool, choice, reckoning = watching.reckon(agent, now, data)
+    verdict = watching.decide_response(agent, now, data, report, cost, reckoning, choice, pool)
+    if promotion := watching.carry_out_choice(data, verdict):
+        events.announce_verdict(promotion)
     reporting.publish_watch(verdict, data, report, mixture)
     if verdict.refresh_mode is not None:
         watching.announce_drift(verdict)

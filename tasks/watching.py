@@ -8,19 +8,33 @@ from prefect.events import emit_event
 
 from data_checks.check import check
 from stillhouse import config
-from stillhouse.records import Cost, DataReport, DriftReport, TeacherWeights, Verdict, Window
-from stillhouse.watching import deciding, evidence
+from stillhouse.records import (
+    ChampionChoice,
+    Cost,
+    DataReport,
+    DriftReport,
+    PoolState,
+    Reckoning,
+    TeacherWeights,
+    Verdict,
+    Window,
+)
+from stillhouse.watching import deciding, evidence, payoff, pool, promotions
 from stillhouse.watching.window import get_window, open_window
 from tasks.common import engine_task
 
 __all__ = [
     "announce_drift",
+    "carry_out_choice",
     "check_data",
+    "complete_promotion",
     "decide_response",
     "follow_weights",
     "gather_evidence",
     "measure_drift",
     "open_window",
+    "reckon",
+    "score_pool",
 ]
 
 
@@ -63,10 +77,45 @@ def measure_drift(agent: str, data: DataReport) -> DriftReport | None:
 
 @engine_task("decide")
 def decide_response(
-    agent: str, as_of: datetime, data: DataReport, report: DriftReport | None, cost: Cost | None = None
+    agent: str,
+    as_of: datetime,
+    data: DataReport,
+    report: DriftReport | None,
+    cost: Cost | None = None,
+    reckoning: Reckoning | None = None,
+    choice: ChampionChoice | None = None,
+    members: PoolState | None = None,
 ) -> Verdict:
     """Decide on the response and record the verdict."""
-    return deciding.decide_response(get_window(agent, data.window), as_of, data, report, cost)
+    return deciding.decide_response(
+        get_window(agent, data.window), as_of, data, report, cost, reckoning=reckoning, choice=choice, pool=members
+    )
+
+
+@engine_task("complete promotion")
+def complete_promotion(agent: str) -> Verdict | None:
+    """Complete a promotion by the pool that was decided on and killed."""
+    return promotions.complete_promotion(agent)
+
+
+@engine_task("score pool")
+def score_pool(agent: str, as_of: datetime, data: DataReport) -> int:
+    """Score the members of the pool on the blocks that are complete by now; returns how many scores are new."""
+    return pool.score_pool(get_window(agent, data.window), as_of).stored
+
+
+@engine_task("reckon")
+def reckon(
+    agent: str, as_of: datetime, data: DataReport
+) -> tuple[PoolState | None, ChampionChoice | None, Reckoning | None]:
+    """What the pool shows, who should be champion, and which response pays."""
+    return payoff.reckon(get_window(agent, data.window), as_of)
+
+
+@engine_task("carry out choice")
+def carry_out_choice(data: DataReport, verdict: Verdict) -> Verdict | None:
+    """Make the member of the pool champion that the verdict names, if it names one."""
+    return promotions.carry_out(get_window(verdict.agent, data.window), verdict)
 
 
 @engine_task("announce drift")

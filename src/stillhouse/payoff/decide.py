@@ -193,6 +193,7 @@ def _predict_trainings(
         yield PredictedGain(
             response=response,
             gain=gain * horizon,
+            weeks=horizon,
             standard_error=error / max(rules.doubt, 1e-9) * horizon,
             price=price,
             possible=not reason,
@@ -229,6 +230,7 @@ def _predict_cheap(situation: Situation, horizon: float, noise: float, rules: Ru
             response=response,
             model=name,
             gain=gain * horizon,
+            weeks=horizon,
             standard_error=error * horizon,
             price=price,
             possible=not reason,

@@ -91,6 +91,21 @@ class PoolEvidence(Record):
     )
 
 
+class RealisedGain(Record):
+    """What a response gained: the new champion against the replaced one, on rows after the switch only."""
+
+    response: Response
+    as_of: AwareDatetime = Field(description="time of the switch")
+    champion: str
+    replaced: str
+    predicted: float | None = Field(description="predicted gain per week, in points of the named measure")
+    realised: float = Field(description="mean gain per week until the next switch")
+    standard_error: float = Field(ge=0.0)
+    rows: int = Field(ge=0)
+    weeks: float = Field(ge=0.0)
+    explored: bool = False
+
+
 class PoolState(Record):
     """The pool at one moment: members, evidence, and their curves."""
 
@@ -100,6 +115,9 @@ class PoolState(Record):
     reign_began: AwareDatetime
     members: tuple[PoolMember, ...]
     evidence: tuple[PoolEvidence, ...] = ()
+    realised: tuple[RealisedGain, ...] = Field(
+        default=(), description="what changes of the champion have gained, beside what they were predicted to gain"
+    )
 
 
 class ChampionChoice(Record):
@@ -122,6 +140,7 @@ class PredictedGain(Record):
     gain: float = Field(description="expected gain in points of the named measure, times weeks, until the horizon")
     standard_error: float = Field(ge=0.0)
     price: float = Field(ge=0.0, description="in the same unit")
+    weeks: float = Field(default=0.0, ge=0.0, description="until the horizon: the gain is a gain per week times this")
     possible: bool = True
     text: str = Field(description="one sentence: where the prediction comes from, or why it is not possible")
 
@@ -129,21 +148,6 @@ class PredictedGain(Record):
     def net(self) -> float:
         """Gain minus price."""
         return self.gain - self.price
-
-
-class RealisedGain(Record):
-    """What a response gained: the new champion against the replaced one, on rows after the switch only."""
-
-    response: Response
-    as_of: AwareDatetime = Field(description="time of the switch")
-    champion: str
-    replaced: str
-    predicted: float | None = Field(description="predicted gain per week, in points of the named measure")
-    realised: float = Field(description="mean gain per week until the next switch")
-    standard_error: float = Field(ge=0.0)
-    rows: int = Field(ge=0)
-    weeks: float = Field(ge=0.0)
-    explored: bool = False
 
 
 class Reckoning(Record):

@@ -41,6 +41,7 @@ from stillhouse.variant import InputError, Variant
 from stillhouse.watching.window import WatchedWindow
 
 __all__ = [
+    "EPOCH",
     "HISTORY",
     "ScoredPool",
     "Switch",
@@ -49,6 +50,7 @@ __all__ = [
     "choose_member",
     "list_members",
     "list_switches",
+    "list_switches_of",
     "read_pool_state",
     "score_pool",
     "scoring_rule",
@@ -61,7 +63,7 @@ log = logging.getLogger(__name__)
 HISTORY = timedelta(weeks=26)
 """How far back members are scored; evidence begins anew after as long."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,19 @@ class ScoredPool:
 
     :ivar scores: of each member, by time; younger blocks are not complete.
     :ivar skipped: why a member could not be scored, by model.
-    :ivar stored: how many scores were stored just now.
+    :ivar new: scores of complete blocks that were stored just now.
     """
 
     as_of: datetime
     members: tuple[PoolMember, ...]
     scores: Mapping[str, tuple[BlockScore, ...]]
     skipped: Mapping[str, str] = field(default_factory=dict)
-    stored: int = 0
+    new: tuple[BlockScore, ...] = ()
+
+    @property
+    def stored(self) -> int:
+        """How many scores of complete blocks were new."""
+        return len(self.new)
 
     def member(self, model: str) -> PoolMember | None:
         """The member of that name; None: it is not in the pool."""
@@ -103,7 +110,7 @@ def list_members(watched: WatchedWindow, as_of: datetime) -> tuple[PoolMember, .
     Members made after ``as_of`` are left out, and so are versions that a person rejected, unless they are one of the
     first three.
     """
-    versions = watched.registry.pool_versions()
+    versions = watched.versions
     results = watched.base.journal.results("gate")
     first = next((version for version in versions if version.released), None)
     essential = [version for version in versions if {"champion", "previous"} & {*version.aliases} or version is first]
@@ -228,14 +235,12 @@ def score_pool(watched: WatchedWindow, as_of: datetime) -> ScoredPool:
         except (StillhouseError, InputError, OSError) as error:
             new[member.model], skipped[member.model] = [], f"{type(error).__name__}: {error}"
             log.warning("%s is not scored: %s", member.model, error)
-    complete = [score for scores in new.values() for score in scores if score.complete]
-    return ScoredPool(
-        as_of,
-        members,
-        {model: (*stored[model], *new[model]) for model in stored},
-        skipped,
-        journal.append_scores(complete, rule),
-    )
+    complete = tuple(score for scores in new.values() for score in scores if score.complete)
+    journal.append_scores(complete, rule)
+    scores = {model: (*stored[model], *new[model]) for model in stored}
+    scored = ScoredPool(as_of, members, scores, skipped, complete)
+    watched.pool = scored
+    return scored
 
 
 def scoring_rule(settings: AgentConfig) -> str:
@@ -309,7 +314,7 @@ def _score_member(
 
 def _block_start(moment: datetime, block: timedelta) -> datetime:
     """Start of the block that ``moment`` lies in."""
-    return _EPOCH + (moment - _EPOCH) // block * block
+    return EPOCH + (moment - EPOCH) // block * block
 
 
 def _first_block(moment: datetime, block: timedelta) -> datetime:
@@ -348,13 +353,19 @@ def block_loss(score: BlockScore, measure: Measure) -> float:
 # --------------------------------------------------------------------------- evidence
 
 
-def read_pool_state(watched: WatchedWindow, pool: ScoredPool) -> PoolState | None:
-    """Members, and the evidence of each against the champion; None if there is no champion."""
+def read_pool_state(
+    watched: WatchedWindow, pool: ScoredPool, switches: Sequence[Switch] | None = None
+) -> PoolState | None:
+    """Members, and the evidence of each against the champion; None if there is no champion.
+
+    :param switches: all changes of the champion, if they were read already.
+    """
     champion = watched.champion and pool.member(str(watched.champion.model))
     if not champion:
         return None
     settings, measure = watched.settings, get_measure(watched.settings)
-    switches = [switch for switch in list_switches(watched) if switch.as_of <= pool.as_of]
+    known = list_switches(watched) if switches is None else switches
+    switches = [switch for switch in known if switch.as_of <= pool.as_of]
     last = next((switch for switch in reversed(switches) if switch.champion == champion.model), None)
     reign, began = max(1, len(switches)), champion.made_at if last is None else last.as_of
     shares = member_shares(_everyone(watched, pool.members, champion), champion.model)
@@ -394,14 +405,14 @@ def choose_member(watched: WatchedWindow, state: PoolState) -> ChampionChoice:
 
 def list_switches(watched: WatchedWindow) -> list[Switch]:
     """All changes of the champion, the oldest first, by gate, person or pool."""
+    return list_switches_of(watched.base, watched.versions)
+
+
+def list_switches_of(base: KnowledgeBase, versions: Sequence[PoolVersion]) -> list[Switch]:
+    """:func:`list_switches` of an agent's knowledge base and the versions that may be members of its pool."""
     by_refresh = {
-        (version.tags.get("refresh_id"), version.tags.get("variant")): str(version.model)
-        for version in watched.registry.pool_versions()
+        (version.tags.get("refresh_id"), version.tags.get("variant")): str(version.model) for version in versions
     }
-    return _list_switches(watched.base, by_refresh)
-
-
-def _list_switches(base: KnowledgeBase, by_refresh: Mapping[tuple[str | None, str | None], str]) -> list[Switch]:
     verdicts = base.journal.verdicts(results=("promoted", "rolled_back"))
     switches = [_switch(verdict, by_refresh) for verdict in verdicts if verdict.kind != "watch"]
     return [switch for switch in switches if switch is not None]
@@ -428,7 +439,7 @@ def _everyone(watched: WatchedWindow, members: Sequence[PoolMember], champion: P
     present = {member.model for member in members}
     left = [
         version
-        for version in watched.registry.pool_versions()
+        for version in watched.versions
         if str(version.model) not in present and int(str(version.model.version)) > _number(champion.model)
     ]
     gone = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from math import log
+from math import isnan, log
 from pathlib import Path
 
 from stillhouse.drift.explain import rank_columns
@@ -21,12 +21,17 @@ from stillhouse.pages import (
     format_weights,
     join_first,
 )
+from stillhouse.quality import get_measure, measure_title
 from stillhouse.records import (
     COLUMN_DISTANCES,
     Cost,
     DataReport,
     DriftReport,
     EvidenceStep,
+    PoolEvidence,
+    PoolMember,
+    PoolState,
+    Reckoning,
     SliceDrift,
     TeacherWeights,
     Verdict,
@@ -35,9 +40,19 @@ from stillhouse.records import (
 from stillhouse.registry import names
 from stillhouse.shown import escape_markdown as md
 from stillhouse.teachers.mixture_weights import slice_shares
+from stillhouse.watching.pool import EPOCH, ScoredPool, block_loss
 from stillhouse.watching.window import WatchedWindow
 
-__all__ = ["QUIET_RESULTS", "draw_watch_figures", "format_slices", "format_watch_page", "log_watch"]
+__all__ = [
+    "QUIET_RESULTS",
+    "draw_watch_figures",
+    "format_pool",
+    "format_reckoning",
+    "format_slices",
+    "format_watch_page",
+    "log_watch",
+    "read_pool",
+]
 
 
 QUIET_RESULTS = frozenset({"no_drift", "not_enough_evidence", "cooling_down"})
@@ -91,7 +106,15 @@ def log_watch(
             **{f"figures/{title.lower().replace(' ', '_')}.png": image for title, image in figures.items()},
             **pages,
         },
-        points=[*points, (verdict.as_of, watch_step, _drift_metrics(report) | _weight_metrics(mixture))],
+        points=[
+            *points,
+            *_pool_points(watched, verdict),
+            (
+                verdict.as_of,
+                watch_step,
+                _drift_metrics(report) | _weight_metrics(mixture) | _gain_metrics(verdict),
+            ),
+        ],
         tags={"result": verdict.result, "data_docs": data.docs, "mlflow.note.content": md(verdict.summary)},
     )
     return run_id
@@ -115,6 +138,7 @@ def format_watch_page(
     parts += [f"## {title}\n\n{embed_png(image, title)}" for title, image in figures.items()]
     if report is not None:
         parts += ["## Columns", _format_columns(report), format_slices(report.slices)]
+    parts += [format_pool(verdict), format_reckoning(verdict)]
     parts += [format_weights(mixture)] if mixture else []
     parts += [format_links(watched.registry, run_id, docs=data.docs is not None)] if run_id else []
     return "\n\n".join(filter(None, parts))
@@ -157,6 +181,110 @@ def _weight_metrics(mixture: TeacherWeights | None) -> dict[str, float]:
     if mixture is None:
         return {}
     return {f"weight/{name}": float(share) for name, share in zip(mixture.teachers, slice_shares(mixture), strict=True)}
+
+
+def _pool_points(watched: WatchedWindow, verdict: Verdict) -> list[tuple[datetime, int, dict[str, float]]]:
+    """Each member's curve as one metric over time: the blocks that are new, or all of them for a new champion's run."""
+    pool: ScoredPool | None = watched.pool
+    state = read_pool(verdict)
+    if pool is None or state is None:
+        return []
+    measure, block = get_measure(watched.settings), watched.settings.watch.block
+    before = watched.base.journal.last_verdict("watch", before=verdict.as_of)
+    earlier = read_pool(before) if before else None
+    is_new_run = earlier is None or earlier.champion != state.champion
+    scores = [score for of_member in pool.scores.values() for score in of_member] if is_new_run else pool.new
+    points = []
+    for score in scores:
+        loss = block_loss(score, measure)
+        if score.complete and not isnan(loss):
+            value = measure.sign * (1 - loss if measure.name in ("accuracy", "auc") else -loss)
+            name = f"pool.{score.member.replace('@', ':')}.{measure.name}"
+            points.append((score.end, int((score.end - EPOCH) / block), {name: value}))
+    return points
+
+
+def _gain_metrics(verdict: Verdict) -> dict[str, float]:
+    """Predicted and realised gain of the last change of the champion."""
+    state = read_pool(verdict)
+    if state is None or not state.realised:
+        return {}
+    last = state.realised[-1]
+    metrics = {"gain.realised": last.realised}
+    return metrics if last.predicted is None else metrics | {"gain.predicted": last.predicted}
+
+
+def read_pool(verdict: Verdict) -> PoolState | None:
+    """The pool in the evidence of a watch's verdict; None if there was none."""
+    found = verdict.evidence.get("pool")
+    return PoolState.model_validate(found) if found else None
+
+
+def format_pool(verdict: Verdict) -> str:
+    """The section about the members of the pool and the evidence about each; empty without a pool."""
+    state = read_pool(verdict)
+    if state is None:
+        return ""
+    evidence = {one.member: one for one in state.evidence}
+    rows = [_format_member(member, evidence.get(member.model)) for member in state.members]
+    table = format_table(
+        "| member | role | made | complete blocks | rows | gain over the champion | shrunken | evidence: not worse "
+        "| better | needed | may become champion |",
+        rows,
+    )
+    parts = [
+        f"## Pool\n\nReign {state.reign} of {md(state.champion)}, since {state.reign_began:%Y-%m-%d %H:%M}.",
+        table,
+    ]
+    if state.realised:
+        parts.append(
+            format_table(
+                "| since | response | champion | instead of | predicted gain a week | realised | rows | weeks |",
+                [
+                    f"| {gain.as_of:%Y-%m-%d %H:%M} | {gain.response} | {md(gain.champion)} | {md(gain.replaced)} "
+                    f"| {format_number(gain.predicted)} | {gain.realised:+.4f} ± {gain.standard_error:.4f} "
+                    f"| {gain.rows:,} | {gain.weeks:.1f} |"
+                    for gain in state.realised
+                ],
+            )
+        )
+    return "\n\n".join(parts)
+
+
+def _format_member(member: PoolMember, evidence: PoolEvidence | None) -> str:
+    cells = [md(member.model), member.role.replace("_", " "), f"{member.made_at:%Y-%m-%d}"]
+    if evidence is None:
+        cells += ["0" if member.role != "champion" else "", *[""] * 6]
+    else:
+        cells += [
+            str(evidence.blocks),
+            f"{evidence.rows:,}",
+            f"{evidence.gain:+.4f} ± {evidence.standard_error:.4f}",
+            f"{evidence.shrunken_gain:+.4f}",
+            f"{evidence.log_not_worse:.2f}",
+            f"{evidence.log_better:.2f}",
+            f"{evidence.log_threshold:.2f}",
+        ]
+    return f"| {' | '.join([*cells, 'yes' if member.promotable else md(member.why_not)])} |"
+
+
+def format_reckoning(verdict: Verdict) -> str:
+    """The section about what each response would gain; empty without a reckoning."""
+    found = verdict.evidence.get("reckoning")
+    if not found:
+        return ""
+    reckoning = Reckoning.model_validate(found)
+    rows = []
+    for one in reckoning.responses:
+        name = one.response.replace("_", " ") + (f" {md(one.model)}" if one.model else "")
+        mark = "**chosen**: " if (one.response, one.model) == (reckoning.chosen, reckoning.model) else ""
+        rows.append(
+            f"| {name} | {one.gain:+.4f} ± {one.standard_error:.4f} | {one.price:.4f} | {one.net:+.4f} "
+            f"| {mark}{md(one.text)} |"
+        )
+    unit = f"{measure_title(reckoning.measure)}, {reckoning.unit} × weeks"
+    table = format_table("| response | predicted gain | price | net | why |", rows)
+    return f"## What would pay\n\n{md(reckoning.text)}\n\nIn {md(unit)}:\n\n{table}"
 
 
 def _format_cost(cost: Cost | None) -> str:

@@ -10,6 +10,9 @@ from stillhouse.records import Verdict
 from stillhouse.refreshing.run import ContractCheck
 from stillhouse.watching.deciding import decide_response, measure_drift
 from stillhouse.watching.evidence import follow_weights, gather_evidence
+from stillhouse.watching.payoff import reckon
+from stillhouse.watching.pool import score_pool
+from stillhouse.watching.promotions import carry_out, complete_promotion
 from stillhouse.watching.publishing import draw_watch_figures, log_watch
 from stillhouse.watching.window import get_window, open_window
 
@@ -20,7 +23,8 @@ def watch(agent: str, as_of: datetime | None = None, *, contract: ContractCheck 
     """Check the current window, audit the champion, measure drift, and decide what to do about it.
 
     The verdict is recorded and logged to MLflow, and before it a champion that somebody made by moving the alias in
-    MLflow. The response is not carried out: see ``verdict.response``.
+    MLflow. A member of the pool that should be champion becomes it. Any other response is not carried out: see
+    ``verdict.response``.
 
     >>> import stillhouse
     >>> verdict = stillhouse.watch("toy")
@@ -33,6 +37,7 @@ def watch(agent: str, as_of: datetime | None = None, *, contract: ContractCheck 
     :returns: the verdict; its ``refresh_mode`` is the mode to pass to :func:`stillhouse.refresh`, if any.
     :raises StillhouseError: if no decision is possible; the message says what to do.
     """
+    complete_promotion(agent)
     record_unrecorded_champion(agent, as_of)
     now, window = open_window(agent, as_of)
     watched = get_window(agent, window)
@@ -41,7 +46,10 @@ def watch(agent: str, as_of: datetime | None = None, *, contract: ContractCheck 
     cost = gather_evidence(watched, now, data)
     mixture = follow_weights(watched, now)
     report = measure_drift(watched, data)
-    verdict = decide_response(watched, now, data, report, cost)
+    score_pool(watched, now)
+    pool, choice, reckoning = reckon(watched, now)
+    verdict = decide_response(watched, now, data, report, cost, reckoning=reckoning, choice=choice, pool=pool)
+    carry_out(watched, verdict)
     if report is not None:
         log_watch(watched, verdict, data, report, draw_watch_figures(watched, verdict, report, mixture), mixture)
     return verdict

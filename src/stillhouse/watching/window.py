@@ -19,7 +19,7 @@ from stillhouse.drift.measure import profile_window
 from stillhouse.drift.profile import Profile
 from stillhouse.knowledge import KnowledgeBase, windows
 from stillhouse.records import DataReport, Window
-from stillhouse.registry import Registry
+from stillhouse.registry import PoolVersion, Registry
 
 __all__ = ["WatchedWindow", "get_window", "open_window"]
 
@@ -42,6 +42,8 @@ class WatchedWindow:
         self.champion = champion
         self.settings: AgentConfig = config.load(agent)
         self._raw = raw
+        self.pool: Any = None
+        """The pool as it was scored last, a :class:`~stillhouse.watching.pool.ScoredPool`."""
 
     @cached_property
     def base(self) -> KnowledgeBase:
@@ -59,6 +61,11 @@ class WatchedWindow:
     def registry(self) -> Registry:
         """The agent's registry."""
         return open_registry(self.agent)
+
+    @cached_property
+    def versions(self) -> list[PoolVersion]:
+        """The versions that may be members of the pool."""
+        return self.registry.pool_versions()
 
     @property
     def raw(self) -> pd.DataFrame:
@@ -79,6 +86,7 @@ class WatchedWindow:
         same_rows = window.versions.get("observations") == self.window.versions.get("observations")
         watched = WatchedWindow(self.agent, window, self.champion, self._raw if same_rows else None)
         watched.__dict__["base"] = self.base  # the cached property
+        watched.pool = self.pool
         return watched
 
     @cached_property
