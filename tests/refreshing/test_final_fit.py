@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 from stillhouse import refresh
 from stillhouse.champion import load_version, open_registry
+from stillhouse.knowledge import KnowledgeBase
+from stillhouse.payoff.scores import scoring_rule
 from stillhouse.records import FinalFit, Verdict
 from stillhouse.refreshing import final_fit, publishing
 from stillhouse.refreshing.session import Session
@@ -23,8 +26,8 @@ def certificate(verdict: Verdict) -> FinalFit | None:
 
 
 @pytest.fixture
-def gained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pool in which three earlier final fits ranked the rows better than their challengers."""
+def gained(monkeypatch: pytest.MonkeyPatch) -> Callable[[KnowledgeBase], object]:
+    """Stores the scores of a pool in which three earlier final fits ranked the rows better than their challengers."""
     rng, challengers, scores = np.random.default_rng(0), {}, []
     for number in range(3):
         labels = rng.integers(0, 2, 400)
@@ -35,13 +38,13 @@ def gained(monkeypatch: pytest.MonkeyPatch) -> None:
                 block.model_copy(update={"rows": 400, "labels": tuple(labels.tolist()), "probs": tuple(probs.tolist())})
             )
         challengers[f"toy@{200 + number}"] = f"toy@{100 + number}"
-    registered, make = Registry.final_fits, final_fit.make_final_fit
+    registered = Registry.final_fits
     monkeypatch.setattr(
         Registry,
         "final_fits",
         lambda self, refresh_id=None: registered(self, refresh_id) | ({} if refresh_id else challengers),
     )
-    monkeypatch.setattr(final_fit, "make_final_fit", lambda session, verdict: make(session, verdict, scores))
+    return lambda base: base.journal.append_scores(scores, scoring_rule(base.config))
 
 
 def test_final_fit_joins_the_pool_and_is_not_yet_proved(toy_base, day) -> None:
@@ -86,7 +89,7 @@ def test_final_fit_has_learned_the_rows_of_the_test_window(toy_base, day) -> Non
 
 
 def test_final_fit_becomes_champion_where_earlier_ones_gained(toy_base, day, gained) -> None:
-    toy_base(24)
+    gained(toy_base(24))
     verdict = refresh("toy", day(24), cause="four days more")
     registry, fit = open_registry("toy"), certificate(verdict)
     assert verdict.result == "promoted" and fit.decides and fit.earlier == 3
@@ -96,7 +99,7 @@ def test_final_fit_becomes_champion_where_earlier_ones_gained(toy_base, day, gai
 
 
 def test_final_fit_over_budget_or_in_disagreement_does_not_decide(toy_base, day, gained, monkeypatch) -> None:
-    toy_base(24)
+    gained(toy_base(24))
     monkeypatch.setattr(final_fit, "_MAX_DISAGREEMENT", 0.0)
     verdict = refresh("toy", day(24), cause="four days more")
     fit = certificate(verdict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from stillhouse.payoff.final_fits import (
     estimate_final_fit_gain,
     has_final_fit_gained,
 )
+from stillhouse.payoff.scores import scoring_rule
 from stillhouse.quality import get_measure
 from stillhouse.records import (
     BlockScore,
@@ -92,7 +93,7 @@ def keep_inputs(
     (Path(session.job.folder) / _INPUTS).write_text(inputs.model_dump_json(), encoding="utf-8")
 
 
-def make_final_fit(session: Session, verdict: Verdict, scores: Sequence[BlockScore] = ()) -> FinalFit | None:
+def make_final_fit(session: Session, verdict: Verdict) -> FinalFit | None:
     """Train the judged challenger on the test rows too, compress, measure, sign and register it.
 
     It continues from the challenger's weights with the same settings, and is compressed by the challenger's recipe. No
@@ -100,8 +101,6 @@ def make_final_fit(session: Session, verdict: Verdict, scores: Sequence[BlockSco
     untrained. A resumed refresh makes no second one.
 
     :param verdict: of the gate.
-    :param scores: of the pool's members on later rows: they tell whether earlier final fits gained. Without them the
-        challenger decides.
     :returns: its certificate; None if the challenger was not promoted or inconclusive, nothing was trained,
         ``promotion.final_fit`` is ``never``, the recipe cannot be applied to it, or the files of the refresh are gone.
     """
@@ -121,7 +120,7 @@ def make_final_fit(session: Session, verdict: Verdict, scores: Sequence[BlockSco
     except ExportError as error:
         registry.runs.set_tags(inputs.job.run_id, final_fit_not_made=str(error))
         return None
-    fit = fit or _certify(session, inputs, verdict, student, candidate, _estimate_gain(session, scores))
+    fit = fit or _certify(session, inputs, verdict, student, candidate)
     registry.runs.log_record(inputs.job.run_id, fit, names.FINAL_FIT)
     if not registered:
         _register(session, inputs, student, candidate, fit)
@@ -199,9 +198,8 @@ def _certify(
     verdict: Verdict,
     student: StudentRef,
     candidate: CompressionCandidate,
-    gain: FinalFitGain,
 ) -> FinalFit:
-    job = session.job
+    job, gain = session.job, _estimate_gain(session)
     reasons = (*_check_budgets(session, candidate), _check_agreement(session, inputs, candidate), _check_gain(gain))
     decides = verdict.result == "promoted" and not any(reason.failed for reason in reasons)
     failed = next((reason.text for reason in reasons if reason.failed), "")
@@ -279,15 +277,19 @@ def _check_gain(gain: FinalFitGain) -> Reason:
     )
 
 
-def _estimate_gain(session: Session, scores: Sequence[BlockScore]) -> FinalFitGain:
-    """What earlier final fits of this agent gained over their challengers."""
-    settings = session.settings
+def _estimate_gain(session: Session) -> FinalFitGain:
+    """What earlier final fits of this agent gained over their challengers, by the scores of the pool."""
+    settings, challengers = session.settings, session.registry.final_fits()
     measure, by_member = get_measure(settings), dict[str, list[BlockScore]]()
-    for score in scores:
+    with_rows = measure.row_scores is None
+    members = {*challengers, *challengers.values()}
+    for score in session.base.journal.scores(scoring_rule(settings), with_rows=with_rows) if challengers else ():
+        if score.member not in members:
+            continue
         by_member.setdefault(score.member, []).append(score)
     return estimate_final_fit_gain(
         by_member,
-        session.registry.final_fits(),
+        challengers,
         measure=measure.name,
         span=measure.span,
         margin=max(settings.margins.test, 1e-3 * measure.span),
