@@ -59,6 +59,7 @@ def refresh(
                 return job.verdict
             with closing_on_failure(job):
                 verdict = job.verdict or _make_and_judge(job)
+                refreshing.make_final_fit(job, verdict)
                 reporting.publish_refresh(job, verdict)
                 refreshing.settle(job, verdict)
                 events.announce_verdict(verdict)

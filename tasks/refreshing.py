@@ -7,8 +7,18 @@ from typing import Literal
 
 from data_checks.check import check
 from stillhouse import config
-from stillhouse.records import DataReport, Frontier, Proof, Refresh, RefreshModeName, StudentRef, TeacherRef, Verdict
-from stillhouse.refreshing import modes, opening, proving, publishing, teaching
+from stillhouse.records import (
+    DataReport,
+    FinalFit,
+    Frontier,
+    Proof,
+    Refresh,
+    RefreshModeName,
+    StudentRef,
+    TeacherRef,
+    Verdict,
+)
+from stillhouse.refreshing import final_fit, modes, opening, proving, publishing, teaching
 from stillhouse.refreshing.session import RefreshRequest, Trigger, get_session
 from stillhouse.refreshing.session import request_refresh as request_of
 from tasks.common import engine_task
@@ -22,6 +32,7 @@ __all__ = [
     "gather_knowledge",
     "judge",
     "log_models",
+    "make_final_fit",
     "make_student",
     "open_refresh",
     "plan",
@@ -136,6 +147,12 @@ def log_models(job: Refresh, teacher: TeacherRef, student: StudentRef, frontier:
 def judge(job: Refresh, proof: Proof) -> Verdict:
     """Return the gate's verdict; it is stored before any alias moves."""
     return publishing.judge_challenger(get_session(job), proof)
+
+
+@engine_task("final fit")
+def make_final_fit(job: Refresh, verdict: Verdict) -> FinalFit | None:
+    """Train the judged challenger on the test rows too; it joins the pool, and later rows prove it."""
+    return final_fit.make_final_fit(get_session(job), verdict)
 
 
 @engine_task("settle: {verdict.result}")

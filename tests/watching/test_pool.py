@@ -10,6 +10,7 @@ import pytest
 
 from stillhouse import config
 from stillhouse.knowledge import KnowledgeBase
+from stillhouse.payoff.scores import scoring_rule
 from stillhouse.watching import pool
 from stillhouse.watching.window import WatchedWindow, get_window, open_window
 
@@ -42,7 +43,7 @@ def test_members_are_scored_once_on_complete_blocks_new_to_them(toy_base: Base, 
     assert {score.rows for score in scores[:8]} == {120} and scored.stored == 8
     again = pool.score_pool(_open(day(24)), day(24))
     assert again.stored == 0 and again.scores == scored.scores
-    stored = base.journal.scores(pool.scoring_rule(config.load("toy")))
+    stored = base.journal.scores(scoring_rule(config.load("toy")))
     assert stored == list(scores[:8])
     later = pool.score_pool(_open(day(24) + ONE_DAY), day(24) + ONE_DAY)
     assert later.stored == 1
@@ -70,7 +71,7 @@ def test_a_change_of_the_block_length_scores_again(toy_base: Base, agents, day: 
     scored = pool.score_pool(_open(day(24)), day(24))
     complete = [score for score in scored.scores[CHAMPION] if score.complete]
     assert scored.stored == len(complete) >= 3 and {score.rows for score in complete} == {240}
-    assert len(base.journal.scores(pool.scoring_rule(config.load("toy")))) == len(complete)
+    assert len(base.journal.scores(scoring_rule(config.load("toy")))) == len(complete)
 
 
 def test_a_member_that_cannot_be_loaded_is_skipped(toy_base: Base, day: Day, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,11 @@ class Promotion(Section):
     )
     min_slice_rows: int = Field(default=300, ge=20, description="smaller slices are reported, not judged")
     remember: Remember = Remember()
+    final_fit: Literal["auto", "never"] = Field(
+        default="auto",
+        description="auto: after the verdict the challenger is trained on the test rows too, and joins the pool; it "
+        "becomes champion instead of the challenger only where earlier final fits gained",
+    )
 
     @model_validator(mode="after")
     def _check_total_margin(self) -> Promotion:

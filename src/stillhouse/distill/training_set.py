@@ -114,12 +114,28 @@ class TrainingSet:
 
     def append(self, synthetic: TrainingSet) -> TrainingSet:
         """These rows followed by ``synthetic`` ones, with features where both have them; without cluster ids."""
-        joined = copy(self)
+        joined = self._join(self, synthetic)
         joined.synthetic_rows = self.synthetic_rows + len(synthetic)
+        return joined
+
+    def extend(self, newer: TrainingSet) -> TrainingSet:
+        """``newer`` observed rows followed by these, so that synthetic rows stay last; otherwise as :meth:`append`.
+
+        >>> one, two = (TrainingSet(np.zeros((n, 2)), np.full((n, 2), 0.5), np.zeros(n)) for n in (1, 2))
+        >>> len(one.extend(two)), one.append(two).extend(two).synthetic_rows
+        (3, 2)
+        """
+        joined = self._join(newer, self)
+        joined.synthetic_rows = self.synthetic_rows
+        return joined
+
+    @staticmethod
+    def _join(first: TrainingSet, second: TrainingSet) -> TrainingSet:
+        joined = copy(first)
         for name in _COLUMNS:
-            setattr(joined, name, torch.cat([getattr(self, name), getattr(synthetic, name)]))
-        have_features = self.features is not None and synthetic.features is not None
-        joined.features = torch.cat([self.features, synthetic.features]) if have_features else None  # type: ignore[list-item]
+            setattr(joined, name, torch.cat([getattr(first, name), getattr(second, name)]))
+        have_features = first.features is not None and second.features is not None
+        joined.features = torch.cat([first.features, second.features]) if have_features else None  # type: ignore[list-item]
         joined.cluster_ids = None
         return joined
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from stillhouse.records import BlockScore
+from stillhouse.config import AgentConfig
+from stillhouse.records import BlockScore, short_id
 from stillhouse.stats import half_brier
 
-__all__ = ["score_block"]
+__all__ = ["score_block", "scoring_rule"]
 
 Array = np.ndarray[Any, Any]
 
@@ -92,3 +93,19 @@ def _as_wrong_answers(probs: Array, labels: Array) -> Array:
     replaced[invalid] = 0.0
     replaced[invalid, np.where(labels[invalid] == 0, 1, 0)] = 1.0
     return replaced
+
+
+def scoring_rule(settings: AgentConfig) -> str:
+    """Key of everything but rows and model that scores depend on; scores by another rule are not compared.
+
+    Length and delay of the blocks, the actions, and the measure.
+    """
+    own, quality = settings.quality.own, settings.quality
+    return short_id(
+        "scores",
+        settings.watch.block,
+        settings.outcomes.delay,
+        quality.clip,
+        own.model_dump_json() if own else "",
+        *settings.actions,
+    )

@@ -30,6 +30,7 @@ from stillhouse.records.models import ModelRef, StudentRef, TeacherRef
 from stillhouse.records.pool import (
     BlockScore,
     ChampionChoice,
+    FinalFit,
     PoolEvidence,
     PoolMember,
     PoolState,
@@ -90,6 +91,7 @@ __all__ = [
     "EvidenceRows",
     "EvidenceStep",
     "Examination",
+    "FinalFit",
     "Frontier",
     "Latency",
     "LayerSensitivity",

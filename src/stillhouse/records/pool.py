@@ -12,6 +12,7 @@ from stillhouse.records.verdicts import Reason, Response
 __all__ = [
     "BlockScore",
     "ChampionChoice",
+    "FinalFit",
     "PoolEvidence",
     "PoolMember",
     "PoolState",
@@ -104,6 +105,31 @@ class RealisedGain(Record):
     rows: int = Field(ge=0)
     weeks: float = Field(ge=0.0)
     explored: bool = False
+
+
+class FinalFit(Record):
+    """The certificate of a final fit: the challenger of a refresh, trained on its test window too.
+
+    No row of the refresh can prove it, as it has seen all of them.
+    """
+
+    agent: str
+    refresh_id: str
+    as_of: AwareDatetime
+    challenger: str = Field(description="version that it is the final fit of, name@version")
+    variant: str = Field(description="name of its compression recipe, which is the challenger's")
+    status: Literal["not yet proved"] = Field(
+        default="not yet proved", description="what is known of its quality at the refresh; later rows prove it"
+    )
+    shaped_until: AwareDatetime = Field(description="end of the test window: only rows observed later prove it")
+    train_rows: int = Field(ge=1, description="rows that it was trained on, with the new ones")
+    new_rows: int = Field(ge=0, description="rows of the test window among them")
+    bytes: int = Field(ge=0)
+    p95_ms: float | None = Field(default=None, ge=0.0, description="95th percentile of the latency of one row (ms)")
+    earlier: int = Field(ge=0, description="earlier final fits that were scored beside their challengers")
+    reasons: tuple[Reason, ...] = Field(description="budgets, agreement, and whether earlier final fits gained")
+    decides: bool = Field(description="whether it becomes champion instead of the promoted challenger")
+    text: str = Field(description="one sentence")
 
 
 class PoolState(Record):

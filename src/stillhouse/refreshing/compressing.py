@@ -47,20 +47,29 @@ The columns are those of the compressed student, which may read fewer columns or
 
 
 def compress_student(
-    session: Session, teacher: TeacherRef, student: StudentRef, make_recovery_sets: RecoverySetBuilder
+    session: Session,
+    teacher: TeacherRef,
+    student: StudentRef,
+    make_recovery_sets: RecoverySetBuilder,
+    *,
+    recipe: Recipe | None = None,
+    folder: str = "compression",
 ) -> Frontier:
     """Search compressed variants of the student, measure each here, and choose the one that fits the budgets best.
 
     :param make_recovery_sets: picklable, as are the records: worker processes make the compression target themselves.
+    :param recipe: the only one to build beside the float32 reference; None: search.
+    :param folder: below the folder of the refresh.
     """
     job, settings = session.job, session.settings
+    only = {} if recipe is None else {"recipes": (recipe,), "search": None}
     return search(
         functools.partial(_make_target, job, teacher, student, make_recovery_sets),
-        settings.compression,
+        settings.compression.model_copy(update=only),
         SizeLimits(**settings.budgets.model_dump(include=set(SizeLimits.model_fields))),
         variant_writer(job.agent, settings.actions, {"refresh": job.refresh_id, "teacher": teacher.version}),
-        Path(job.folder) / "compression",
-        initial_recipes=_read_initial_recipes(session),
+        Path(job.folder) / folder,
+        initial_recipes=_read_initial_recipes(session) if recipe is None else (),
         on_candidate=lambda candidate: log.info("%s", candidate),
     )
 

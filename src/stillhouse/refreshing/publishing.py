@@ -21,6 +21,7 @@ from stillhouse.distill import students
 from stillhouse.distill.history import TrainingHistory
 from stillhouse.evaluate import figures, gate
 from stillhouse.records import Baseline, Frontier, ModelRef, Proof, Refresh, StudentRef, TeacherRef, Verdict
+from stillhouse.refreshing import final_fit
 from stillhouse.refreshing.modes import get_mode
 from stillhouse.refreshing.modes.update import read_update_metrics
 from stillhouse.refreshing.proving import estimate_loss_baselines, profile_training_window
@@ -51,6 +52,7 @@ def log_models(session: Session, teacher: TeacherRef, student: StudentRef, front
     lineage = Lineage(teacher=teacher_version, knowledge=job.train.versions, drift=drift)
     lineage = lineage.model_copy(update={"student": _log_student(session, student, proof, lineage, test)})
     _log_candidates(session, frontier, proof, lineage, test)
+    final_fit.keep_inputs(session, teacher, student, frontier, teacher_version)
     chosen = Variant(frontier.named(frontier.chosen).folder)
     profile, calibration = profile_training_window(session, chosen)
     baseline = Baseline(
@@ -87,7 +89,8 @@ def settle_refresh(session: Session, verdict: Verdict) -> None:
     """Carry out the verdict, record it, and close the run. Can be repeated if it is killed at any point."""
     job, registry = session.job, session.registry
     if verdict.result == "promoted":
-        registry.promote(registry.version_of(job.refresh_id, read_challenger_name(verdict)))
+        final_version = final_fit.find_deciding_version(session)
+        registry.promote(final_version or registry.version_of(job.refresh_id, read_challenger_name(verdict)))
     elif verdict.result == "awaiting_approval":
         registry.propose(registry.version_of(job.refresh_id, read_challenger_name(verdict)))
     session.base.journal.append_verdict(verdict)

@@ -13,7 +13,7 @@ from stillhouse import data_contract
 from stillhouse.config import AgentConfig
 from stillhouse.locks import refresh_lock
 from stillhouse.records import DataReport, Refresh, RefreshModeName, Verdict, Window
-from stillhouse.refreshing import opening, proving, publishing, teaching
+from stillhouse.refreshing import final_fit, opening, proving, publishing, teaching
 from stillhouse.refreshing.modes import fall_back, get_mode, plan_refresh
 from stillhouse.refreshing.session import Session, Trigger, request_refresh, session_scope
 
@@ -71,6 +71,7 @@ def refresh(
                 return job.verdict
             with publishing.closing_on_failure(job):
                 verdict = job.verdict or make_and_judge(session, job)
+                final_fit.make_final_fit(session, verdict)
                 publishing.settle_refresh(session, verdict)
             return verdict
 

@@ -15,19 +15,27 @@ __all__ = ["read_columns", "read_history", "save_student"]
 
 
 def save_student(
-    job: Refresh, student: students.AnyStudent, columns: Columns, memory: Memory, history: TrainingHistory, rows: int
+    job: Refresh,
+    student: students.AnyStudent,
+    columns: Columns,
+    memory: Memory,
+    history: TrainingHistory,
+    rows: int,
+    *,
+    folder: str = "",
 ) -> StudentRef:
     """Save a student with everything that a later update needs.
 
     :param rows: number of rows that it was trained on.
+    :param folder: below the folder of the refresh, for a student beside the challenger's.
     """
-    folder = Path(job.folder) / "student"
-    students.save(student, folder)
-    (folder / "columns.json").write_text(json.dumps(columns), encoding="utf-8")
-    (folder / "course.json").write_text(history.model_dump_json(), encoding="utf-8")
-    memory.save(folder)
-    size = (folder / "student.safetensors").stat().st_size
-    return StudentRef(folder=str(folder), bytes=size, rows=rows, history=history.history)
+    target = Path(job.folder) / folder / "student"
+    students.save(student, target)
+    (target / "columns.json").write_text(json.dumps(columns), encoding="utf-8")
+    (target / "course.json").write_text(history.model_dump_json(), encoding="utf-8")
+    memory.save(target)
+    size = (target / "student.safetensors").stat().st_size
+    return StudentRef(folder=str(target), bytes=size, rows=rows, history=history.history)
 
 
 def read_columns(student: StudentRef) -> Columns:

@@ -12,6 +12,7 @@ __all__ = [
     "DRIFT_FIGURE",
     "DRIFT_VERDICT",
     "EXAMINATION",
+    "FINAL_FIT",
     "FRONTIER",
     "FRONTIER_FIGURE",
     "MODEL_STATE",
@@ -49,6 +50,7 @@ PROOF: Final = "proof.json"
 TRADEOFF_FIGURE: Final = "figures/size_latency_quality.png"
 QUALITY_FIGURE: Final = "figures/quality_over_time.png"
 CERTIFICATE: Final = "certificate.json"  # everything that the gate compared
+FINAL_FIT: Final = "final_fit.json"  # certificate of the fit on all rows, which is not proved
 VERDICT: Final = "verdict.json"  # decides the refresh
 
 # Artifact of a student's nested run.

@@ -48,6 +48,7 @@ _ROLES: tuple[Role, ...] = ("teacher", "student", "variant")
 _ROLLING_BACK = "rolling_back"  # JSON during a roll-back, with the keys: to, from ("" for none), since
 _RECORDED_CHAMPION = "recorded_champion"  # the version that stillhouse made champion last
 # tags of a version
+FINAL_FIT_OF = "final_fit_of"  # the challenger that it is the final fit of, name@version
 _PROPOSED_AT = "proposed_at"  # when it last became challenger
 _REJECTED_AT = "rejected_at"  # when a person rejected it; "" after a later promotion
 
@@ -239,7 +240,7 @@ class Registry:
         ]
 
     def version_of(self, refresh_id: str, variant: str) -> str:
-        """The number of the version that a refresh registered for ``variant``.
+        """The number of the version that a refresh registered for ``variant``; its final fit is another version.
 
         :raises RegistryError: if it does not exist.
         """
@@ -247,11 +248,24 @@ class Registry:
         numbers = [
             int(version.version)
             for version in self._all_versions(self.agent, f"tag.refresh_id = '{refresh_id}'")
-            if tags.items() <= version.tags.items()
+            if tags.items() <= version.tags.items() and FINAL_FIT_OF not in version.tags
         ]
         if not numbers:
             raise RegistryError(f"{self.agent} has no version of variant {variant!r} from refresh {refresh_id}")
         return str(max(numbers))
+
+    def final_fits(self, refresh_id: str | None = None) -> dict[str, str]:
+        """The challenger of each final fit, both as name@version, the oldest first; unsigned versions are left out.
+
+        :param refresh_id: only of this refresh.
+        """
+        condition = f"tag.{FINAL_FIT_OF} LIKE '%'" + (f" and tag.refresh_id = '{refresh_id}'" if refresh_id else "")
+        versions = sorted(self._all_versions(self.agent, condition), key=lambda version: int(version.version))
+        return {
+            str(_model_ref(version)): version.tags[FINAL_FIT_OF]
+            for version in versions
+            if FINAL_FIT_OF in version.tags and SIGNATURE in version.tags
+        }
 
     # ----------------------------------------------------------------- the refresh of a version
 

@@ -18,12 +18,11 @@ import numpy as np
 import pandas as pd
 
 from stillhouse.champion import load_version
-from stillhouse.config import AgentConfig
 from stillhouse.errors import StillhouseError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.payoff.champion_choice import choose_champion, member_shares, reign_error
 from stillhouse.payoff.evidence import compare_members, estimate_autocorrelation, shrink_gains
-from stillhouse.payoff.scores import score_block
+from stillhouse.payoff.scores import score_block, scoring_rule
 from stillhouse.quality import Measure, get_measure
 from stillhouse.records import (
     BlockScore,
@@ -53,7 +52,6 @@ __all__ = [
     "list_switches_of",
     "read_pool_state",
     "score_pool",
-    "scoring_rule",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -241,22 +239,6 @@ def score_pool(watched: WatchedWindow, as_of: datetime) -> ScoredPool:
     scored = ScoredPool(as_of, members, scores, skipped, complete)
     watched.pool = scored
     return scored
-
-
-def scoring_rule(settings: AgentConfig) -> str:
-    """Key of everything but rows and model that scores depend on; scores by another rule are not compared.
-
-    Length and delay of the blocks, the actions, and the measure.
-    """
-    own, quality = settings.quality.own, settings.quality
-    return short_id(
-        "scores",
-        settings.watch.block,
-        settings.outcomes.delay,
-        quality.clip,
-        own.model_dump_json() if own else "",
-        *settings.actions,
-    )
 
 
 def align_probs(variant: Variant, rows: pd.DataFrame, actions: Sequence[str]) -> Array:
