@@ -32,13 +32,21 @@ def last_gate(base: KnowledgeBase) -> Verdict:
 
 
 def replace_value(table: str, column: str, observation_id: str, value: object) -> None:
-    """Change one value in the data file of a Delta table, in place: every version that has the file changes."""
+    """Change one value in the data file of a Delta table, in place: every version that has the file changes.
+
+    The size in the log is changed as well; otherwise the file would be found to be damaged.
+    """
     for file in (home() / "knowledge" / "toy" / table).rglob("*.parquet"):
         rows = pq.read_table(file, partitioning=None)
         hit = pc.equal(rows["observation_id"], observation_id)
         if pc.any(hit).as_py():
+            before = file.stat().st_size
             values = pc.if_else(hit, pa.scalar(value, rows[column].type), rows[column])
             pq.write_table(rows.set_column(rows.schema.get_field_index(column), column, values), file)
+            for commit in (home() / "knowledge" / "toy" / table / "_delta_log").glob("*.json"):
+                lines = commit.read_text().splitlines()
+                sizes = (f'"size":{before}', f'"size":{file.stat().st_size}')
+                commit.write_text("\n".join(line.replace(*sizes) if file.name in line else line for line in lines))
             return
     raise AssertionError(f"{observation_id} is in no file of {table}")
 
@@ -172,7 +180,31 @@ def test_a_later_gate_a_watch_and_promotions(toy_base, day, agents: Path, run: C
     path = agents / "alarm.json"
     path.write_text(json.dumps(stored))
     shown = run("verify", "toy", path)
-    assert shown.returncode == 1 and "summary: \"all is well\" is recorded" in shown.stdout
+    assert shown.returncode == 1 and 'summary: "all is well" is recorded' in shown.stdout
+
+
+def test_the_evidence_of_an_audit_is_computed_again(agents: Path, day, toy_base) -> None:
+    file = agents / "toy.yaml"
+    lines = file.read_text().splitlines()
+    budget = "  every: 12h\n  audit: {rows: 20}"
+    file.write_text("\n".join(budget if line.startswith("  thresholds:") else line for line in lines))
+    base = toy_base()
+    for number in (21, 22, 23, 24):
+        ingest("toy", day(number - 1), day(number))
+        last = stillhouse.watch("toy", day(number))
+    for verdict in base.journal.verdicts("watch"):
+        verification = verify("toy", verdict.verdict_id)
+        assert verification.differences == () and verification.missing == ()
+    assert "the evidence of disagreement until 2024-01-25 00:00" in verify("toy", last.verdict_id).checked
+
+    stored = json.loads(last.model_dump_json())
+    step = next(step for step in stored["evidence"]["steps"] if step["process"] == "disagreement")
+    step["log_evidence"] -= 0.5
+    path = agents / "watch.json"
+    path.write_text(json.dumps(stored))
+    assert any(
+        text.startswith("the evidence of disagreement: log_evidence") for text in verify("toy", str(path)).differences
+    )
 
 
 def watched_window(verdict: Verdict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stillhouse.certifying.findings import Findings
+from stillhouse.errors import RegistryError
 from stillhouse.evaluate.sources import describe_model
 from stillhouse.records import ModelSource
 from stillhouse.registry import Registry
@@ -20,12 +21,12 @@ def fetch_model(registry: Registry, source: ModelSource, version: str, folder: P
     :returns: the folder with its files; None if they cannot be used, which is noted.
     """
     advice = "Restore MLflow's database and files from a backup"
+    files = None
     with findings.noting_missing(f"model {source.name} ({source.role.replace('_', ' ')})", advice):
         ref = registry.version(registry.agent, version)
         if ref is None:
-            findings.missing.append(f"model {source.name}: MLflow has no version {version}. {advice}")
-            return None
-        files = registry.models.fetch(ref, folder / f"{source.role}-{version}")
-        findings.compare_model(source, describe_model(source.role, source.name, files))
-        return files
-    return None
+            raise RegistryError(f"MLflow has no version {version}")
+        downloaded = registry.models.fetch(ref, folder / f"{source.role}-{version}")
+        findings.compare_model(source, describe_model(source.role, source.name, downloaded))
+        files = downloaded
+    return files

@@ -110,8 +110,8 @@ def _read_file(agent: str, file: Path, journal: Journal, findings: Findings) -> 
             "restored from an older backup"
         )
     else:
-        dumped = (one.model_dump(mode="json") for one in (verdict, recorded))
-        findings.compare(f"the file {file.name} beside the journal", *dumped)
+        in_file, in_journal = (one.model_dump(mode="json") for one in (verdict, recorded))
+        findings.compare(f"the file {file.name} beside the journal", in_file, in_journal)
     return verdict
 
 
