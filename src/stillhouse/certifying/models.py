@@ -26,7 +26,6 @@ def fetch_model(registry: Registry, source: ModelSource, version: str, folder: P
         ref = registry.version(registry.agent, version)
         if ref is None:
             raise RegistryError(f"MLflow has no version {version}")
-        downloaded = registry.models.fetch(ref, folder / f"{source.role}-{version}")
-        findings.compare_model(source, describe_model(source.role, source.name, downloaded))
-        files = downloaded
+        files = registry.models.fetch(ref, folder / f"{source.role}-{version}")
+        findings.compare_model(source, describe_model(source.role, source.name, files))
     return files

@@ -68,6 +68,8 @@ def _list_not_recomputed(record: Evidence) -> Iterator[str]:
         yield "the losses on outcomes: their rows are not stored with the evidence, only its steps"
     if record.reckoning is not None:
         yield "the predicted gains: they are judged as recorded"
+    if record.pool is not None:
+        yield "the scores of the pool's members: its evidence is judged as recorded"
 
 
 def _load_champion(record: Evidence, sources: Sources, folder: Path, findings: Findings) -> Champion | None:
