@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import AwareDatetime, Field, computed_field
+from pydantic import AwareDatetime, Field
 
 from stillhouse.records.base import Record
 from stillhouse.records.verdicts import VerdictResult
@@ -17,15 +17,10 @@ class Verification(Record):
     verdict_id: str
     as_of: AwareDatetime
     result: VerdictResult = Field(description="of the verdict as recorded")
+    identical: bool = Field(description="whether everything was computed again, and is as the verdict says")
     checked: tuple[str, ...] = Field(description="what was computed again")
     not_recomputed: tuple[str, ...] = Field(default=(), description="what cannot be computed again, such as timings")
     missing: tuple[str, ...] = Field(
         default=(), description="what should have been computed again and could not be: what is missing, what to do"
     )
     differences: tuple[str, ...] = Field(default=(), description="what is not as the verdict says")
-
-    @computed_field(description="whether everything was computed again, and is as the verdict says")  # type: ignore[prop-decorator]
-    @property
-    def identical(self) -> bool:
-        """Whether everything was computed again, and is as the verdict says."""
-        return not self.differences and not self.missing
