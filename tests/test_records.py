@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from stillhouse import records
 from stillhouse.records import (
     REFRESH_MODES,
+    AnswersSource,
     Baseline,
     BlockScore,
     Certificate,
@@ -35,6 +36,7 @@ from stillhouse.records import (
     LayerSensitivity,
     LossBaseline,
     ModelRef,
+    ModelSource,
     NamedQuality,
     PoolEvidence,
     PoolMember,
@@ -56,13 +58,16 @@ from stillhouse.records import (
     SizeLimits,
     SliceDrift,
     SliceWeights,
+    Sources,
     Spending,
     StudentRef,
     TeacherRef,
     TeacherWeights,
     Verdict,
+    Verification,
     WeightChange,
     Window,
+    WindowSource,
     drift_report,
     evidence_steps,
     short_id,
@@ -352,7 +357,27 @@ FRONTIER = Frontier(
     sensitivity=(SENSITIVITY,),
     stopped="over",
 )
+WINDOW_SOURCE = WindowSource(window=WINDOW, rows=3, observations="0a", labels="0b")
+MODEL_SOURCE = ModelSource(role="challenger", name="fp32", files="0c")
+ANSWERS_SOURCE = AnswersSource(teacher="t1", window="test", rows=2, answers="0d")
+SOURCES = Sources(
+    windows=(WINDOW_SOURCE,), models=(MODEL_SOURCE,), answers=(ANSWERS_SOURCE,), settings={"actions": ["stay", "move"]}
+)
+VERIFICATION = Verification(
+    agent="toy",
+    verdict_id="v1",
+    as_of=NOW,
+    result="promoted",
+    identical=False,
+    checked=("the verdict",),
+    differences=("auc: 0.9 is recorded, 0.8 was computed",),
+)
 ALL: list[Record] = [
+    WINDOW_SOURCE,
+    MODEL_SOURCE,
+    ANSWERS_SOURCE,
+    SOURCES,
+    VERIFICATION,
     SATURATION,
     CANDIDATE,
     SENSITIVITY,

@@ -37,12 +37,20 @@ class Champion:
         self._registry = registry
 
     @cached_property
+    def folder(self) -> Path:
+        """The folder of the deployed model.
+
+        :raises SignatureError: if its files differ from the signed ones.
+        """
+        return self._registry.models.fetch(self.model)
+
+    @cached_property
     def variant(self) -> Variant:
         """The deployed model.
 
         :raises SignatureError: if its files differ from the signed ones.
         """
-        return Variant(self._registry.models.fetch(self.model))
+        return Variant(self.folder)
 
     @property
     def actions(self) -> tuple[str, ...]:

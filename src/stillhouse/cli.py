@@ -20,6 +20,7 @@ from stillhouse.commands.quarantine import quarantine
 from stillhouse.commands.serve import serve
 from stillhouse.commands.status import status
 from stillhouse.commands.teachers import teachers
+from stillhouse.commands.verify import verify
 from stillhouse.terminal import report_errors
 
 __all__ = ["app", "console", "main"]
@@ -39,6 +40,7 @@ app.command("import")(import_)
 app.command()(quarantine)
 app.command()(status)
 app.command()(history)
+app.command()(verify)
 app.command()(teachers)
 app.command()(drift)
 app.command()(serve)

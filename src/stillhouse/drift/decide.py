@@ -33,6 +33,7 @@ from stillhouse.records import (
     RefreshModeName,
     Response,
     ScreenResult,
+    Sources,
     Verdict,
     VerdictResult,
     short_id,
@@ -72,6 +73,9 @@ class Evidence(Record):
     )
     choice: ChampionChoice | None = Field(default=None, description="which member of the pool should be champion")
     pool: PoolState | None = Field(default=None, description="the pool that both were decided on")
+    sources: Sources | None = Field(
+        default=None, description="rows, model files and settings that the figures were computed from"
+    )
 
 
 class Judgement(NamedTuple):
@@ -97,6 +101,7 @@ def decide(
     reckoning: Reckoning | None = None,
     choice: ChampionChoice | None = None,
     pool: PoolState | None = None,
+    sources: Sources | None = None,
 ) -> Verdict:
     """What to do about the current window. The first row of the table that applies decides.
 
@@ -136,6 +141,7 @@ def decide(
     :param reckoning: what each response is predicted to gain; without it the policy ``payoff`` holds.
     :param choice: which member of the pool should be champion, by its evidence.
     :param pool: members and evidence that both were decided on.
+    :param sources: what the figures were computed from; None: they cannot be recomputed later.
     :raises WindowError: if there is no report although the window is valid and large enough.
     """
     evidence = Evidence(
@@ -158,6 +164,7 @@ def decide(
         reckoning=reckoning,
         choice=choice,
         pool=pool,
+        sources=sources,
     )
     return decide_from_evidence(evidence.model_dump(mode="json"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,9 +19,10 @@ from stillhouse.evaluate.scorecard import (
     measure_quality,
     score_slices,
 )
+from stillhouse.evaluate.sources import Role, describe_model
 from stillhouse.latency import measure_latency
 from stillhouse.quality import ACCURACY, Measure, get_measure
-from stillhouse.records import Comparison, ComparisonRole, Latency, Proof, Refresh, Scorecard
+from stillhouse.records import Comparison, ComparisonRole, Latency, ModelSource, Proof, Refresh, Scorecard
 from stillhouse.stats import cluster_ids, replace_non_finite
 
 __all__ = ["Contender", "Predict", "Yardsticks", "prove"]
@@ -36,6 +38,7 @@ class Contender:
     :ivar predict: raw rows to probabilities ``[n, K]``.
     :ivar bytes: size on disk.
     :ivar one_row: makes one decision as in serving, to measure latency; None: latency is not measured.
+    :ivar folder: of a deployed model; its files go into the certificate by their checksum.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Contender:
     predict: Predict
     bytes: int
     one_row: Callable[[], object] | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,19 @@ class Yardsticks:
     anchor: Contender | None = None
     never_refreshed: Contender | None = None
     earlier: tuple[Contender, ...] = ()
+
+    def describe(self) -> list[ModelSource]:
+        """The files of those that were loaded from a folder."""
+        by_role: list[tuple[Role, Contender | None]] = [
+            ("anchor", self.anchor),
+            ("never_refreshed", self.never_refreshed),
+            *(("earlier", contender) for contender in self.earlier),
+        ]
+        return [
+            describe_model(role, contender.name, contender.folder)
+            for role, contender in by_role
+            if contender is not None and contender.folder is not None
+        ]
 
 
 def prove(

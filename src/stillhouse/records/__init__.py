@@ -40,6 +40,7 @@ from stillhouse.records.pool import (
 )
 from stillhouse.records.quality import Disagreement, Latency, NamedQuality, Quality, Scorecard
 from stillhouse.records.refreshes import Baseline, Refresh
+from stillhouse.records.sources import AnswersSource, ModelSource, Sources, WindowSource
 from stillhouse.records.teachers import (
     Contradiction,
     Contradictions,
@@ -65,11 +66,13 @@ from stillhouse.records.verdicts import (
     drift_report,
     evidence_steps,
 )
+from stillhouse.records.verifications import Verification
 from stillhouse.records.windows import CheckFailure, DataReport, Window
 
 __all__ = [
     "COLUMN_DISTANCES",
     "REFRESH_MODES",
+    "AnswersSource",
     "Baseline",
     "BlockScore",
     "Certificate",
@@ -97,6 +100,7 @@ __all__ = [
     "LayerSensitivity",
     "LossBaseline",
     "ModelRef",
+    "ModelSource",
     "NamedQuality",
     "PoolEvidence",
     "PoolMember",
@@ -119,14 +123,17 @@ __all__ = [
     "SizeLimits",
     "SliceDrift",
     "SliceWeights",
+    "Sources",
     "Spending",
     "StudentRef",
     "TeacherRef",
     "TeacherWeights",
     "Verdict",
     "VerdictResult",
+    "Verification",
     "WeightChange",
     "Window",
+    "WindowSource",
     "drift_report",
     "evidence_steps",
     "short_id",

@@ -11,6 +11,7 @@ from stillhouse.records.base import Fraction, Record
 from stillhouse.records.drift import DriftReport
 from stillhouse.records.evidence import Cost, EvidenceStep
 from stillhouse.records.quality import Disagreement, Scorecard
+from stillhouse.records.sources import Sources
 
 __all__ = [
     "REFRESH_MODES",
@@ -171,6 +172,10 @@ class Certificate(Record):
     )
     not_compared: tuple[str, ...] = Field(
         default=(), description="what should not be forgotten and has too few rows with outcomes to be compared"
+    )
+    sources: Sources | None = Field(
+        default=None,
+        description="rows, model files and settings that the figures were computed from; None: an older certificate",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from stillhouse.drift.profile import Profile
 from stillhouse.evaluate import gate
 from stillhouse.evaluate import proof as proofs
 from stillhouse.evaluate.proof import Contender, Predict, Yardsticks
+from stillhouse.evaluate.sources import describe_answers, describe_model, describe_settings, describe_window
 from stillhouse.records import (
     Certificate,
     DriftCalibration,
@@ -27,11 +29,12 @@ from stillhouse.records import (
     LossBaseline,
     Process,
     Proof,
+    Sources,
     StudentRef,
     TeacherRef,
     Window,
 )
-from stillhouse.refreshing.data import Array
+from stillhouse.refreshing.data import Array, RefreshData
 from stillhouse.refreshing.session import Session
 from stillhouse.refreshing.students import read_columns
 from stillhouse.registry import names
@@ -39,18 +42,25 @@ from stillhouse.stats import half_brier, total_variation
 from stillhouse.variant import Variant, encode
 
 __all__ = [
+    "PROOF_SECTIONS",
     "estimate_loss_baselines",
     "load_yardsticks",
+    "make_predict",
     "profile_training_window",
     "prove_challenger",
     "read_proof_windows",
+    "read_windows",
 ]
+
+PROOF_SECTIONS = ("actions", "observations", "quality", "promotion", "budgets", "windows", "distillation", "asking")
+"""Sections of the agent file that the figures of a certificate depend on."""
 
 
 def prove_challenger(session: Session, teacher: TeacherRef, student: StudentRef, frontier: Frontier) -> Proof:
     """Measure all models on the validation days, the test window and what a challenger should not forget."""
     champion = session.champion
     windows = read_proof_windows(session)
+    yardsticks = load_yardsticks(session)
     latency_row = windows["test"].iloc[[0]]
     proof = proofs.prove(
         session.settings,
@@ -68,10 +78,15 @@ def prove_challenger(session: Session, teacher: TeacherRef, student: StudentRef,
         why=frontier.why,
         fits=frontier.fits,
         champion=_make_champion_contender(session, champion, latency_row) if champion else None,
-        yardsticks=load_yardsticks(session),
+        yardsticks=yardsticks,
         cpu=processor().name,
     )
-    certificate = proof.certificate.model_copy(update={"contract_skipped": session.job.contract_skipped})
+    certificate = proof.certificate.model_copy(
+        update={
+            "contract_skipped": session.job.contract_skipped,
+            "sources": _describe_sources(session, teacher, frontier, windows, yardsticks),
+        }
+    )
     return proof.model_copy(update={"certificate": certificate})
 
 
@@ -80,18 +95,51 @@ def read_proof_windows(session: Session) -> dict[str, pd.DataFrame]:
 
     ``past`` is the champion's own test window. Windows without rows are left out, but ``validation`` and ``test``.
     """
-    windows = {
-        "validation": session.training_rows.labelled_validation,
-        "test": session.data.read_labelled(session.job.test),
-    }
+    windows = _list_proof_windows(session)
+    return read_windows(
+        session.data, windows["validation"], [windows[name] for name in windows if name != "validation"]
+    )
+
+
+def read_windows(data: RefreshData, train: Window, others: Sequence[Window]) -> dict[str, pd.DataFrame]:
+    """Labelled rows by window name: ``validation`` of the training window, ``test``, and others that have rows."""
+    rows = {"validation": data.read_training_rows(train).labelled_validation}
+    labelled = {window.name: data.read_labelled(window) for window in others}
+    return rows | {name: labelled[name] for name in labelled if name == "test" or len(labelled[name])}
+
+
+def _list_proof_windows(session: Session) -> dict[str, Window]:
+    """The windows by name; that of ``validation`` is the whole training window."""
+    windows = {"validation": session.job.train, "test": session.job.test}
     if session.champion is None:
         return windows
-    optional = {"past": session.champion.baseline.test} | {
+    windows["past"] = session.champion.baseline.test.model_copy(update={"name": "past"})
+    return windows | {
         window.name: Window(name=window.name, start=window.start, end=window.end, versions=session.job.test.versions)
         for window in session.settings.promotion.remember.windows
     }
-    rows = {name: session.data.read_labelled(window) for name, window in optional.items()}
-    return windows | {name: labelled for name, labelled in rows.items() if len(labelled)}
+
+
+def _describe_sources(
+    session: Session,
+    teacher: TeacherRef,
+    frontier: Frontier,
+    windows: dict[str, pd.DataFrame],
+    yardsticks: Yardsticks,
+) -> Sources:
+    """What the figures of the certificate are computed from."""
+    champion, spans, test = session.champion, _list_proof_windows(session), windows["test"]
+    models = [describe_model("challenger", frontier.chosen, frontier.named(frontier.chosen).folder)]
+    if champion is not None:
+        models.append(describe_model("champion", str(champion.model), champion.folder))
+    return Sources(
+        windows=tuple(
+            describe_window(spans[name].model_copy(update={"name": name}), rows) for name, rows in windows.items()
+        ),
+        models=(*models, *yardsticks.describe()),
+        answers=(describe_answers(teacher.version, "test", test, session.base.answers.probs(test, teacher.version)),),
+        settings=describe_settings(session.settings, PROOF_SECTIONS),
+    )
 
 
 def load_yardsticks(session: Session) -> Yardsticks:
@@ -108,7 +156,8 @@ def load_yardsticks(session: Session) -> Yardsticks:
         if earlier is None:
             return None
         skipped.add(str(earlier.model))
-        return Contender(str(earlier.model), "champion", _make_predict(session, earlier.variant), 0)
+        predict = make_predict(earlier.variant, session.settings.actions)
+        return Contender(str(earlier.model), "champion", predict, 0, folder=earlier.folder)
 
     champions = session.registry.champions()
     anchor = make_contender(_find_anchor(session))
@@ -205,12 +254,13 @@ def _make_deployed_contender(
     latency_row: pd.DataFrame,
 ) -> Contender:
     row = encode(latency_row, variant.columns)
-    return Contender(name, role, _make_predict(session, variant), size, lambda: variant.probabilities(row))
+    return Contender(
+        name, role, make_predict(variant, session.settings.actions), size, lambda: variant.probabilities(row)
+    )
 
 
-def _make_predict(session: Session, variant: Variant) -> Predict:
-    """Probabilities of the agent file's actions."""
-    actions = session.settings.actions
+def make_predict(variant: Variant, actions: Sequence[str]) -> Predict:
+    """Probabilities of ``actions``, those of the agent file."""
 
     def predict(rows: pd.DataFrame) -> np.ndarray[Any, Any]:
         return align_actions(variant.predict_proba(rows), variant.actions, actions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
@@ -13,16 +14,19 @@ from stillhouse.drift.explain import rank_slices
 from stillhouse.drift.measure import make_drift_report
 from stillhouse.errors import WindowError
 from stillhouse.evaluate.scorecard import measure_disagreement, measure_quality
+from stillhouse.evaluate.sources import describe_model, describe_settings, describe_window
 from stillhouse.quality import get_measure
 from stillhouse.records import (
     ChampionChoice,
     Cost,
     DataReport,
     DriftReport,
+    EvidenceStep,
     PoolState,
     Quality,
     Reckoning,
     SliceDrift,
+    Sources,
     Verdict,
 )
 from stillhouse.stats import replace_non_finite, total_variation
@@ -30,7 +34,10 @@ from stillhouse.teachers import labeling
 from stillhouse.watching.evidence import CLOCK_RESOLUTION, read_evidence_states
 from stillhouse.watching.window import Array, WatchedWindow
 
-__all__ = ["decide_response", "measure_drift"]
+__all__ = ["WATCH_SECTIONS", "decide_response", "measure_drift", "read_audited_rows", "report_drift"]
+
+WATCH_SECTIONS = ("observations", "outcomes", "quality", "windows", "watch", "promotion")
+"""Sections of the agent file that the figures of a watch depend on."""
 
 
 def measure_drift(watched: WatchedWindow, data: DataReport) -> DriftReport | None:
@@ -47,9 +54,20 @@ def measure_drift(watched: WatchedWindow, data: DataReport) -> DriftReport | Non
             f"agent {watched.agent!r} has no champion that could be watched: make one with `python -m flows refresh "
             f"--agent {watched.agent} --trigger bootstrap`"
         )
-    audited = _read_audited_rows(watched, champion)
+    audited = read_audited_rows(watched, champion, watched.champion_base.journal.latest_evidence())
     budget = labeling.open_watch_budget(watched.champion_base, data.window.end)
     teacher_probs = labeling.ask(champion.teacher, audited, budget)
+    return report_drift(watched, champion, data, audited, teacher_probs)
+
+
+def report_drift(
+    watched: WatchedWindow, champion: Champion, data: DataReport, audited: pd.DataFrame, teacher_probs: Array
+) -> DriftReport:
+    """The drift of the window, computed from its rows and the teacher's answers alone.
+
+    :param audited: rows of the window with their sampling ``weight``.
+    :param teacher_probs: of the audited rows, float64 ``[n, K]``; NaN where there is no answer.
+    """
     answered = ~np.isnan(teacher_probs[:, 0])
     audited, teacher_probs = audited[answered], teacher_probs[answered]
     probs, sampling_weights = champion.variant.predict_proba(audited), audited["weight"].to_numpy()
@@ -68,6 +86,32 @@ def measure_drift(watched: WatchedWindow, data: DataReport) -> DriftReport | Non
         quality_reference=baseline.quality,
         slices=_rank_slices(watched, champion, audited, teacher_probs, probs) if len(audited) else (),
     )
+
+
+def read_audited_rows(
+    watched: WatchedWindow, champion: Champion, latest: Sequence[EvidenceStep], until: datetime | None = None
+) -> pd.DataFrame:
+    """The window's audited rows with their sampling weights; without a false-alarm budget, a uniform sample.
+
+    :param latest: the last step of each evidence process at the time of the watch.
+    :param until: without steps that end later; None: all steps.
+    """
+    base, rows = watched.champion_base, watched.rows
+    if watched.settings.watch.false_alarms is None:
+        return base.sample(rows, watched.settings.watch.audit.rows).assign(weight=1.0)
+    state = next((step for step in latest if step.process == "disagreement"), None)
+    if state is None or state.champion != str(champion.model) or rows.empty:
+        return rows.iloc[:0].assign(weight=1.0)
+    # all steps of this champion, also those before its last alarm was closed
+    steps = base.journal.evidence(state.champion, None, after=rows["observed_at"].iloc[0])
+    weight_by_id = {
+        observation_id: weight
+        for step in steps
+        if until is None or step.step.end <= until
+        for observation_id, weight in zip(step.observation_ids, step.sampling_weights, strict=True)
+    }
+    sampling_weights = pd.Series(weight_by_id, name="weight", dtype=float)
+    return rows.merge(sampling_weights, left_on="observation_id", right_index=True, how="inner")
 
 
 def decide_response(
@@ -105,6 +149,7 @@ def decide_response(
         reckoning=reckoning,
         choice=choice,
         pool=pool,
+        sources=_describe_sources(watched, report),
     )
     base.journal.append_verdict(verdict)
     return verdict
@@ -113,23 +158,17 @@ def decide_response(
 # --------------------------------------------------------------------------- inside
 
 
-def _read_audited_rows(watched: WatchedWindow, champion: Champion) -> pd.DataFrame:
-    """The window's audited rows with their sampling weights; without a false-alarm budget, a uniform sample."""
-    base, rows = watched.champion_base, watched.rows
-    if watched.settings.watch.false_alarms is None:
-        return base.sample(rows, watched.settings.watch.audit.rows).assign(weight=1.0)
-    state = next((step for step in base.journal.latest_evidence() if step.process == "disagreement"), None)
-    if state is None or state.champion != str(champion.model) or rows.empty:
-        return rows.iloc[:0].assign(weight=1.0)
-    # all steps of this champion, also those before its last alarm was closed
-    steps = base.journal.evidence(state.champion, None, after=rows["observed_at"].iloc[0])
-    weight_by_id = {
-        observation_id: weight
-        for step in steps
-        for observation_id, weight in zip(step.observation_ids, step.sampling_weights, strict=True)
-    }
-    sampling_weights = pd.Series(weight_by_id, name="weight", dtype=float)
-    return rows.merge(sampling_weights, left_on="observation_id", right_index=True, how="inner")
+def _describe_sources(watched: WatchedWindow, report: DriftReport | None) -> Sources:
+    """What the figures of the verdict are computed from; labels and model only where drift was measured."""
+    settings, champion = describe_settings(watched.settings, WATCH_SECTIONS), watched.champion
+    if report is None or champion is None:
+        rows = watched.observations.assign(outcome=-1)
+        return Sources(windows=(describe_window(watched.window, rows),), settings=settings)
+    return Sources(
+        windows=(describe_window(watched.window, watched.with_labels),),
+        models=(describe_model("champion", str(champion.model), champion.folder),),
+        settings=settings,
+    )
 
 
 def _measure_quality(watched: WatchedWindow, champion: Champion) -> Quality:

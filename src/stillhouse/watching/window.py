@@ -34,13 +34,21 @@ class WatchedWindow:
     :param window: pinned to table versions.
     :param champion: the champion when the watch began; None if there is none yet.
     :param raw: the window's observations as stored, if they have been read already.
+    :param settings: None: the agent file as it is now.
     """
 
-    def __init__(self, agent: str, window: Window, champion: Champion | None, raw: pd.DataFrame | None = None) -> None:
+    def __init__(
+        self,
+        agent: str,
+        window: Window,
+        champion: Champion | None,
+        raw: pd.DataFrame | None = None,
+        settings: AgentConfig | None = None,
+    ) -> None:
         self.agent = agent
         self.window = window
         self.champion = champion
-        self.settings: AgentConfig = config.load(agent)
+        self.settings: AgentConfig = settings or config.load(agent)
         self._raw = raw
         self.pool: Any = None
         """The pool as it was scored last, a :class:`~stillhouse.watching.pool.ScoredPool`."""
@@ -118,8 +126,13 @@ class WatchedWindow:
     @cached_property
     def labelled(self) -> pd.DataFrame:
         """Observations whose outcome was known at the window's end, as an index into the champion's actions."""
-        rows = self.champion_base.join_labels(self.observations, self.window, self.window.end)
+        rows = self.with_labels
         return rows[rows["outcome"] >= 0].reset_index(drop=True)
+
+    @cached_property
+    def with_labels(self) -> pd.DataFrame:
+        """The observations; ``outcome`` is an index into the champion's actions, −1: not known at the window's end."""
+        return self.champion_base.join_labels(self.observations, self.window, self.window.end)
 
     def has_too_few_rows(self, data: DataReport) -> bool:
         """Whether the window passes the data contract and has fewer than ``observations.min_rows`` rows."""
