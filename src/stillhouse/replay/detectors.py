@@ -1,6 +1,6 @@
 """Detectors of a change in a stream of errors, as other tools retrain by them: Page–Hinkley and ADWIN.
 
-Both have the default parameters of river 0.23, so that a replay plays what people use.
+Both have the default parameters of river 0.26, so that a replay plays what people use.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class PageHinkley:
 class Adwin:
     """The adaptive window of Bifet & Gavaldà (2007), "Learning from time-changing data with adaptive windowing", §3.2.
 
-    The window is kept as an exponential histogram: buckets of 1, 2, 4, … values, at most ``buckets`` of each size. Every
-    ``clock`` values each cut between two buckets is tested: the window is cut where the means of its two parts differ
-    by more than ε = √(2/m · v · ln(2 ln n / δ)) + 2/(3m) · ln(2 ln n / δ), with the variance v of the n values and
-    1/m = 1/n₀ + 1/n₁ for parts of at least ``min_part`` values. A detected change drops the oldest bucket until no cut
-    is left.
+    The window is kept as an exponential histogram: buckets of 1, 2, 4, … values, at most ``buckets`` of each size.
+    Every ``clock`` values each cut between two buckets is tested: the window is cut where the means of its two parts
+    differ by more than ε = √(2/m · v · ln(2 ln n / δ)) + 2/(3m) · ln(2 ln n / δ), with the variance v of the n values
+    and 1/m = 1/n₀ + 1/n₁. As in river, 4 is taken off both n₀ and n₁, parts of at least 5 values. A detected change
+    drops the oldest bucket until no cut is left.
 
     >>> detector = Adwin()
     >>> changes = [detector.update(value) for value in [0.0] * 200 + [1.0] * 200]
@@ -126,7 +126,9 @@ class Adwin:
 
     def _find_cut(self) -> bool:
         """Whether the means differ at some cut."""
-        oldest_first = [(1 << size, *bucket) for size in reversed(range(len(self._rows))) for bucket in self._rows[size]]
+        oldest_first = [
+            (1 << size, *bucket) for size in reversed(range(len(self._rows))) for bucket in self._rows[size]
+        ]
         count = self.count
         if count <= self.grace:
             return False

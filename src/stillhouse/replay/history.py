@@ -81,7 +81,8 @@ class History:
     @cached_property
     def known_at(self) -> Array:
         """When each outcome was known, datetime64 in UTC ``[n]``."""
-        return self.rows["known_at"].dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
+        known_at: Array = self.rows["known_at"].dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
+        return known_at
 
     def rows_of_step(self, step: int) -> slice:
         """The rows that are observed in a step."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np

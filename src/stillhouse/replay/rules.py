@@ -139,7 +139,7 @@ def _play_trigger(world: World, trigger: Callable[[Made, int], bool]) -> Played:
 
 
 def _new_errors(world: World, champion: Made, step: int) -> Array:
-    """The champion's errors on the rows it decided whose outcomes became known during the step before, float ``[m]``."""
+    """Errors of the champion on rows it decided, with outcomes that became known in the step before, float ``[m]``."""
     history = world.history
     first, end = int(history.offsets[champion.trained]), int(history.offsets[step])
     rows = slice(first, end)

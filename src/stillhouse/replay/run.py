@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +138,7 @@ def _play_all(
     for script, world in worlds.items():
         steps = sorted({step for policy in policies if policy.script == script for step in policy.trainings(world)})
         what = "training scripts" if script else "training students"
-        world.prepare(
-            steps, processes=processes, progress=lambda done, total, what=what: progress(what, done, total)
-        )
+        world.prepare(steps, processes=processes, progress=partial(progress, what))
     payoff = settings.watch.payoff
     terms = Terms(_to_nats(rate, settings), payoff.prices, payoff.pool)
     reports = []

@@ -108,7 +108,7 @@ class Boosting:
         counts = np.bincount(labels, minlength=int(self.settings["actions"]))
         if counts.min() < 5 or len(labels) < 100:
             return 100
-        history = lightgbm.cv(
+        history: Any = lightgbm.cv(
             parameters,
             data,
             num_boost_round=300,
@@ -218,7 +218,8 @@ class Words:
             logits = np.column_stack([np.zeros(len(logits)), logits])
         probs = np.full((len(rows), self.settings["actions"]), 1e-6)
         probs[:, self._classes] = softmax(logits, axis=1)
-        return probs / probs.sum(axis=1, keepdims=True)
+        normalised: Array = probs / probs.sum(axis=1, keepdims=True)
+        return normalised
 
     def save(self, folder: Path) -> None:
         """Write `teacher.json` (settings, terms) and `weights.safetensors`."""
