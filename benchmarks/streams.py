@@ -187,7 +187,7 @@ def interval_name(every: int | None) -> str:
 
 def figures_of(world: World, played: Played) -> dict[str, Any]:
     """Loss (nats × weeks), what was spent (price of a training: 1), means, and the responses with their gains."""
-    gains = played.realised(world) if played.acts else []
+    gains = played.realised(world)
     return {
         "loss": played.total(world, 0.0),
         "spent": played.price,
