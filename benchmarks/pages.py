@@ -57,6 +57,13 @@ _STREAMS = {
 _CONNECTIONS = {"": "worst of 1, 8 and 64 connections", "_1": "1 connection", "_8": "8 connections"}
 _CONNECTIONS |= {"_64": "64 connections"}
 _STUDENTS = {"encoder": "MiniLM on CLINC150", "flights": "flights student", "digits": "digits network"}
+_TERMS = {
+    "decay": "without learning what age costs",
+    "change": "without the search for sudden changes",
+    "newest": "without the newest member as evidence",
+    "learn": "without learning from earlier trainings",
+    "cheap": "without reuse and recalibration",
+}
 _WORST_SET = "data set where it is worst"
 
 MEANING = {
@@ -224,6 +231,20 @@ MEANING = {
     "swaps_failed": "requests that failed during these swaps",
     "swaps_unrecorded": "acknowledged decisions of these requests that the knowledge base lacks",
     "swaps_recorded_twice": "decisions that the knowledge base has twice",
+    # streams
+    "ratio_to_best_calendar": "our total / total of the best calendar in hindsight (measured: the largest over streams "
+    "and exchange rates)",
+    "ratio_to_oracle": "our total / total of the best schedule of trainings in hindsight (measured: the median over "
+    "streams and exchange rates)",
+    "nats_above_hardest_calendar": "our total − that of a calendar, a week, mean over streams and exchange rates (the "
+    "calendar with the highest upper end; measured: that upper end of the 95 % interval)",
+    "responses_without_gain": "share of our responses that lost or gained nothing until the next one (all streams, "
+    "exchange rates and seeds; range over streams)",
+    **{
+        f"cost_without_{term}": f"ablation: mean ratio to the best calendar {what} − with it (mean and range over "
+        "streams)"
+        for term, what in _TERMS.items()
+    },
     # teacher_cost
     **{
         f"{name}_{stream}": f"{meaning} ({what})"
@@ -384,6 +405,17 @@ METHOD = {
         an agent file that states nothing about the distillation: cross-fitted answers of the same LightGBM, synthetic
         rows, validation blocks and controller. All are scored on 3,000 later rows. No default was chosen on these
         seeds. Goals compare with the plain script; two variants of it are shown beside it.
+    """,
+    "streams": """
+        On each stream one model a week is trained with our student, and one with that of a plain script (LightGBM or
+        logistic regression on words, distilled to an MLP of the same widths); each is scored on all later weeks, so
+        policies are played on the same models. A total is the log loss of each week (natural logarithm, probabilities
+        of at least 0.01) summed over the weeks, plus exchange rate × what was spent: 1 for a training, 0.05 for a
+        recalibration, 0.02 for the reuse of an older model. Calendars train every 1, 2, 3, 4, 6, 8, 13 or 26 weeks or
+        never, with either student; the best is chosen for each stream and exchange rate by its mean over the seeds.
+        The oracle knows all losses, but only trains: a policy that also recalibrates can be below it. Our policy knows
+        outcomes when they are known. The interval of a difference resamples streams. No constant of the policy was
+        chosen on these streams but flights and the router.
     """,
     "teacher_cost": """
         A student that has learned from a history decides about every row first; then a policy chooses the rows that
@@ -796,6 +828,37 @@ def _serving(detail: Detail) -> list[str]:
     ]
 
 
+def _streams(detail: Detail) -> list[str]:
+    rates, streams = [f"{rate:g}" for rate in detail["rates"]], detail["streams"]
+    rows = [
+        [
+            name.replace("_", " "),
+            f"{len(result['seeds'])}",
+            *(f"{result['rates'][rate]['ratio']:.3f}" for rate in rates),
+            f"{statistics.median(figures['ratio_to_oracle'] for figures in result['rates'].values()):.3f}",
+        ]
+        for name, result in streams.items()
+    ]
+    policies = [
+        [
+            name,
+            *(f"{figures[key]:.3f}" for key in ("mean_ratio", "largest_ratio", "median_ratio_to_oracle")),
+            f"{100 * figures['responses_without_gain']:.0f} %",
+        ]
+        for name, figures in detail["policies"].items()
+    ]
+    above = [name for name, interval in detail["differences_to_calendars"].items() if interval["high"] >= 0]
+    return [
+        "Our total / that of the best calendar in hindsight, by exchange rate, and the median ratio to the oracle:",
+        _grid(["stream", "seeds", *rates, "to the oracle"], rows),
+        "![our total over that of the best calendar, by exchange rate](images/streams.png)",
+        "All policies over streams and exchange rates; *sketch* is a policy of a few lines that trains at a learned "
+        "age, and the other rows leave out one term of ours:",
+        _grid(["policy", "mean ratio", "largest ratio", "to the oracle (median)", "without gain"], policies),
+        f"Calendars that our policy is not below beyond noise: {_listed(above) or 'none'}.",
+    ]
+
+
 _POLICIES = {
     "always": "every row",
     "ours": "stillhouse",
@@ -865,6 +928,7 @@ FINDINGS: Mapping[str, Callable[[Detail], list[str]]] = {
     "refresh": _refresh,
     "serving": _serving,
     "small_data": _small_data,
+    "streams": _streams,
     "teacher_cost": _teacher_cost,
     "teacher_weights": _teacher_weights,
 }

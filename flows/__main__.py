@@ -152,6 +152,31 @@ def maintain(agent: Agent = "flights", as_of: AsOf = None) -> None:
     _show_upkeep(flow(agent=agent, as_of=as_of))
 
 
+@app.command()
+def replay(
+    agent: Agent = "flights",
+    policy: Annotated[
+        list[str] | None, typer.Option(help="May be repeated; see stillhouse replay --help. Default: three of them.")
+    ] = None,
+    weeks: Annotated[int | None, typer.Option(min=1, max=520, help="Weeks after the first ones. Default: all.")] = None,
+    from_sources: Annotated[
+        bool, typer.Option("--from-sources", help="Read the agent's sources instead of its knowledge base.")
+    ] = False,
+) -> None:
+    """Play policies on an agent's history; table, figure and an MLflow experiment show what each would have gained."""
+    flow = _flow("replay", agent)
+
+    from stillhouse.replay.publishing import list_headings, list_rows, summarize
+
+    chosen = {"policies": policy} if policy else {}
+    report = flow(agent=agent, weeks=weeks, from_sources=from_sources, **chosen)
+    table = Table(*list_headings(report))
+    for row in list_rows(report):
+        table.add_row(*row)
+    console.print(table)
+    console.print(summarize(report))
+
+
 def _flow(name: str, agent: str) -> Callable[..., Any]:
     """Check that the agent exists and that a Prefect server answers, then return the flow ``flows.<name>.<name>``."""
     config.load(agent)

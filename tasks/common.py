@@ -29,18 +29,19 @@ def artifact_key(kind: str, agent: str) -> str:
     return f"{kind}-{agent.replace('_', '--')}"
 
 
-def engine_task(name: str, *, retries: int = 1) -> Callable[[Callable[P, R]], Task[P, R]]:
+def engine_task(name: str, *, retries: int = 1, timeout_seconds: int = 1800) -> Callable[[Callable[P, R]], Task[P, R]]:
     """Return a decorator for a task that makes one engine call and may run for half an hour.
 
     :param name: name of the task's runs; may contain the task's parameters in braces.
     :param retries: number of retries after an error that a retry can fix (see :func:`_can_retry`).
+    :param timeout_seconds: longest time of the call.
     """
     return task(
         task_run_name=name,
         retries=retries,
         retry_delay_seconds=2,
         retry_condition_fn=_can_retry,
-        timeout_seconds=1800,
+        timeout_seconds=timeout_seconds,
         persist_result=False,
     )
 

@@ -17,6 +17,7 @@ from stillhouse.commands.import_ import import_
 from stillhouse.commands.keys import keys, sign, verify_model
 from stillhouse.commands.output import console
 from stillhouse.commands.quarantine import quarantine
+from stillhouse.commands.replay import replay
 from stillhouse.commands.serve import serve
 from stillhouse.commands.status import status
 from stillhouse.commands.teachers import teachers
@@ -42,6 +43,7 @@ app.command()(status)
 app.command()(history)
 app.command()(verify)
 app.command()(teachers)
+app.command()(replay)
 app.command()(drift)
 app.command()(serve)
 app.command()(compress)

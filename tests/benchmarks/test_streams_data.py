@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 
 from benchmarks import stream_files
-from benchmarks.plain_script import plain_script
 from benchmarks.stream_files import cache_path, parse_mails, parse_ratings
 from benchmarks.stream_teachers import Boosting, Words
 from benchmarks.streams_data import (
@@ -28,6 +27,7 @@ from benchmarks.streams_data import (
     spam,
 )
 from stillhouse.errors import DataError
+from stillhouse.replay.script import plain_script
 
 SHARED = Path(os.environ.get("STILLHOUSE_DATA") or Path(__file__).parents[3] / "shared" / "data")
 

@@ -17,9 +17,13 @@ from stillhouse.quality import measure_title
 from stillhouse.records import Proof, Quality, Scorecard, Verdict, WeightChange, drift_report
 from stillhouse.shown import escape_label
 
-__all__ = ["plot_demo_year", "plot_quality", "plot_teacher_weights", "plot_tradeoff"]
+__all__ = ["plot_demo_year", "plot_policies", "plot_quality", "plot_teacher_weights", "plot_tradeoff"]
 
 _COLOURS = {"teacher": "#7a5195", "student": "#ef5675", "variant": "#2f6f9f", "champion": "#ffa600"}
+_DISTINCT_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+"""Told apart by people with any colour vision (Okabe & Ito 2008, "Color universal design")."""
+_DISTINCT_LINES = ("-", "--", "-.", ":")
+_RESPONSE_MARKERS = {"redistil": "o", "recalibrate": "s", "reuse": "^"}
 _MAX_VARIANT_CAPTIONS = 6  # with more variants only the chosen one is captioned
 
 
@@ -153,6 +157,46 @@ def plot_demo_year(
     below.yaxis.set_major_locator(FixedLocator([0, 0.25, 1, 3, 10, 30, 100]))
     below.yaxis.set_major_formatter("{x:g}")
     _mark_gates(figure, gates)
+    _format_dates(figure)
+    return figure
+
+
+def plot_policies(
+    times: Sequence[datetime],
+    quality: dict[str, Sequence[float | None]],
+    responses: dict[str, Sequence[tuple[datetime, str, bool]]],
+    measure: str,
+    title: str,
+) -> Figure:
+    """Policies of a replay: the quality of each step above, and below, a line for each policy with its responses.
+
+    A filled marker is a response that gained, a hollow one a response that gained nothing.
+
+    :param times: end of each step.
+    :param quality: the value of each step, by policy.
+    :param responses: time, kind and whether it gained, by policy.
+    :param measure: name of the measure.
+    """
+    figure = Figure(figsize=(11, 4.6 + 0.25 * len(quality)), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[12, 1 + len(quality)])
+    kinds = set()
+    for number, (name, values) in enumerate(quality.items()):
+        colour = _DISTINCT_COLOURS[number % len(_DISTINCT_COLOURS)]
+        line = _DISTINCT_LINES[number // len(_DISTINCT_COLOURS) % len(_DISTINCT_LINES)]
+        numbers = [float("nan") if value is None else value for value in values]
+        above.plot(times, numbers, color=colour, ls=line, lw=1.6, label=escape_label(name))
+        for when, kind, gained in responses[name]:
+            marker, face = _RESPONSE_MARKERS.get(kind, "D"), colour if gained else "none"
+            below.plot(float(date2num(when)), number, marker, ms=6, color=colour, markerfacecolor=face)
+            kinds.add(kind)
+    for kind in sorted(kinds):
+        below.plot([], [], _RESPONSE_MARKERS.get(kind, "D"), ms=6, color="#555555", label=kind)
+    if kinds:
+        below.plot([], [], "o", ms=6, color="#555555", markerfacecolor="none", label="hollow: gained nothing")
+    above.set(ylabel=measure_title(measure))
+    below.set_yticks(range(len(quality)), [escape_label(name) for name in quality], fontsize=8)
+    below.set(ylim=(len(quality) - 0.5, -0.5))
+    figure.suptitle(escape_label(title))
     _format_dates(figure)
     return figure
 

@@ -81,7 +81,8 @@ class History:
     @cached_property
     def known_at(self) -> Array:
         """When each outcome was known, datetime64 in UTC ``[n]``."""
-        return self.rows["known_at"].dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
+        known_at: Array = self.rows["known_at"].dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
+        return known_at
 
     def rows_of_step(self, step: int) -> slice:
         """The rows that are observed in a step."""
@@ -101,4 +102,11 @@ class History:
         times = self.rows["observed_at"].iloc[:until]
         first = times.searchsorted(now - self.settings.windows.train)
         last = times.searchsorted(now - leave_out)
-        return first + np.flatnonzero(self.known_mask(slice(first, last), decision))
+        index: Array = first + np.flatnonzero(self.known_mask(slice(first, last), decision))
+        return index
+
+    def test_window(self, decision: int) -> timedelta:
+        """Length of the test window of a refresh at the start of step ``decision``: as set, or chosen by the rows."""
+        index = self.training_index(decision)
+        span = self.bounds[decision] - self.rows["observed_at"].iloc[index[0]] if len(index) else timedelta(0)
+        return self.settings.windows.fit_test(len(index), span, self.settings.observations.min_rows)

@@ -58,7 +58,7 @@ class Played:
 
     def realised(self, world: World) -> list[float]:
         """Gain of each response until the next one, in loss-weeks, against the model that it replaced."""
-        ends = [act.step for act in self.acts[1:]] + [world.steps]
+        ends = [*(act.step for act in self.acts[1:]), world.steps][: len(self.acts)]
         gains = []
         for act, end in zip(self.acts, ends, strict=True):
             old, new = (world.losses(made)["log_loss"][act.step : end] for made in (act.replaced, act.new))

@@ -15,13 +15,13 @@ from stillhouse.config import AgentConfig, fit_defaults, leaves
 from stillhouse.distill.split import mask_validation_rows, seconds_since_1970, split_validation
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.distill.train import distil, student_probabilities
-from stillhouse.parts import TextEncoderState
+from stillhouse.parts import HasTextEncoder, TextEncoderState
 from stillhouse.records import short_id
 from stillhouse.refreshing.data import build_training_set
 from stillhouse.registry.foreign import ForeignModels
 from stillhouse.teachers import ensemble
 from stillhouse.teachers.answers import Allowance
-from stillhouse.teachers.cross_fitting import cross_fit
+from stillhouse.teachers.cross_fitting import CrossFit, cross_fit
 from stillhouse.teachers.kinds import MemberContext, describe, open_member
 from stillhouse.variant import encode
 
@@ -57,13 +57,15 @@ def train_student(settings: AgentConfig, rows: pd.DataFrame, ready: Array | None
     times = seconds_since_1970(frame["observed_at"])
     distillation = fit_defaults(settings.distillation, len(frame), times=times)
     settings = settings.model_copy(update={"distillation": distillation})
-    probs = _teacher_probs(settings, frame, None if ready is None else ready[index])
+    cross_fits = CrossFit(settings, frame)
+    probs = _teacher_probs(settings, frame, None if ready is None else ready[index], cross_fits)
+    initial = _text_encoder(settings, cross_fits)
     validation = mask_validation_rows(frame["observed_at"], distillation)
     train = ~validation if validation.any() and not validation.all() else np.ones(len(frame), dtype=bool)
-    columns = columns_of(settings, frame[train], _text_encoder(settings))
+    columns = columns_of(settings, frame[train], initial)
     x, labels = encode(frame, columns), frame["outcome"].to_numpy()
     training_set = build_training_set(x[train], probs[train], labels[train], columns)
-    student = new_student(settings, columns, x[train], _text_encoder(settings))
+    student = new_student(settings, columns, x[train], initial)
     control = None
     usable = np.flatnonzero(~train & ~np.isnan(probs[:, 0]))
     if len(usable) > 1:
@@ -105,7 +107,7 @@ def ask_ready_teachers(settings: AgentConfig, rows: pd.DataFrame) -> Array | Non
     return total
 
 
-def _teacher_probs(settings: AgentConfig, rows: pd.DataFrame, ready: Array | None) -> Array:
+def _teacher_probs(settings: AgentConfig, rows: pd.DataFrame, ready: Array | None, cross_fits: CrossFit) -> Array:
     """The teachers' mean probabilities ``[n, K]`` of the share of rows that a refresh asks about; NaN elsewhere.
 
     Teachers that learn are cross-fitted, so none has seen the outcome of a row that it answers.
@@ -117,15 +119,19 @@ def _teacher_probs(settings: AgentConfig, rows: pd.DataFrame, ready: Array | Non
     mask[np.random.default_rng(seed).permutation(len(rows))[: round(settings.asking.share * len(rows))]] = True
     probs = np.zeros((len(rows), len(settings.actions))) if ready is None else ready.copy()
     shares = {leaf.name: leaf.share for leaf in leaves(settings.teachers)}
-    for name, answers in cross_fit(settings, rows, mask=mask).items():
+    for name, answers in cross_fit(settings, rows, mask=mask, cross_fits=cross_fits).items():
         probs += shares[name] * answers
     probs[~mask] = np.nan
     return probs
 
 
-def _text_encoder(settings: AgentConfig) -> TextEncoderState | None:
-    """The teacher's text encoder, if the student starts from its weights."""
+def _text_encoder(settings: AgentConfig, cross_fits: CrossFit) -> TextEncoderState | None:
+    """The text encoder of a teacher, if the student starts from its weights; one that does not learn comes first."""
     if not settings.student.initialised_by_teacher:
         return None
-    teachers = open_ready_teachers(settings)
-    return teachers.text_encoder() if teachers else None
+    ready = open_ready_teachers(settings)
+    encoder = ready.text_encoder() if ready else None
+    if encoder is not None:
+        return encoder
+    fitted = (teacher for _, teacher in cross_fits.fit_without(0))
+    return next((teacher.text_encoder() for teacher in fitted if isinstance(teacher, HasTextEncoder)), None)

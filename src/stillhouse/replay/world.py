@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import rankdata
 
+from stillhouse.quality import Measure, get_measure
 from stillhouse.replay.history import History
 from stillhouse.replay.training import TrainedModel, train_student
 from stillhouse.stats import Correction, fit_correction
@@ -67,20 +69,33 @@ class World:
 
     # ----------------------------------------------------------------- models
 
-    def prepare(self, processes: int | None = None) -> None:
-        """Train the model of each step, in parallel.
+    def prepare(
+        self,
+        steps: Iterable[int] | None = None,
+        *,
+        processes: int | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """Train the models of some steps, in parallel; those that exist already are kept.
 
+        :param steps: None: all.
         :param processes: None: one a core.
+        :param progress: called with the number of trained models and that of all models to train.
         """
-        missing = [step for step in range(self.steps) if Made(step) not in self._log_probs]
+        wanted = range(self.steps) if steps is None else steps
+        missing = [step for step in wanted if Made(step) not in self._log_probs]
+        progress(0, len(missing))
         workers = min(processes or os.cpu_count() or 1, len(missing))
         if workers <= 1:
-            for step in missing:
+            for done, step in enumerate(missing, start=1):
                 self.log_probs(Made(step))
+                progress(done, len(missing))
             return
         with ProcessPoolExecutor(workers, get_context("forkserver"), _start_worker, (self.history, self.train)) as pool:
-            for step, log_probs in zip(missing, pool.map(_train_in_worker, missing), strict=True):
+            results = zip(missing, pool.map(_train_in_worker, missing), strict=True)
+            for done, (step, log_probs) in enumerate(results, start=1):
                 self._log_probs[Made(step)] = log_probs
+                progress(done, len(missing))
 
     def log_probs(self, made: Made) -> Array:
         """Logarithms of the model's probabilities on the rows from the step of its training on, float32 ``[m, K]``."""
@@ -111,17 +126,28 @@ class World:
 
     # ----------------------------------------------------------------- scores
 
+    @cached_property
+    def own_measure(self) -> Measure | None:
+        """The user's own score; None: the agent file names one that every agent has."""
+        measure = get_measure(self.history.settings)
+        return None if measure.name in ("log_loss", "accuracy", "auc") else measure
+
     def losses(self, made: Made) -> dict[str, Array]:
         """Mean scores of the model in each step by measure, float ``[T]``; NaN before it was made, or without rows."""
         if made not in self._losses:
             labels, first, log_probs = self.history.labels, self._first_row(made), self.log_probs(made)
-            table = {name: np.full(self.steps, np.nan) for name in ("log_loss", "accuracy", "auc")}
+            own = self.own_measure
+            names = ("log_loss", "accuracy", "auc", *((own.name,) if own else ()))
+            table = {name: np.full(self.steps, np.nan) for name in names}
             for step in range(made.made, self.steps):
                 rows = self.history.rows_of_step(step)
                 if rows.start < rows.stop:
                     block = log_probs[rows.start - first : rows.stop - first]
                     for name, value in score(block, labels[rows], self.clip).items():
                         table[name][step] = value
+                    if own is not None:
+                        frame = self.history.rows.iloc[rows]
+                        table[own.name][step] = own.value(np.exp(block), labels[rows], frame)
             self._losses[made] = table
         return self._losses[made]
 
@@ -157,12 +183,13 @@ def score(log_probs: Array, labels: Array, clip: float) -> dict[str, float]:
 
 def _train(history: History, train: TrainFunction, step: int, held_out: bool) -> Array:
     """Log probabilities on all rows from ``step`` on, float32 ``[m, K]``."""
-    index = history.training_index(step, history.settings.windows.test if held_out else timedelta(0))
+    index = history.training_index(step, history.test_window(step) if held_out else timedelta(0))
     ready = None if history.ready is None else history.ready[index]
     model = train(history.settings, history.rows.iloc[index].reset_index(drop=True), ready)
     later = history.rows.iloc[int(history.offsets[step]) : int(history.offsets[-1])]
     probs = np.clip(model.predict(later), 1e-7, 1.0)
-    return np.log(probs / probs.sum(axis=1, keepdims=True)).astype(np.float32)
+    log_probs: Array = np.log(probs / probs.sum(axis=1, keepdims=True)).astype(np.float32)
+    return log_probs
 
 
 _WORKER: dict[str, Any] = {}

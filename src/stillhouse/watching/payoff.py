@@ -17,6 +17,7 @@ from stillhouse.evaluate.gate import first_look_confidence
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.payoff.champion_choice import newest_block_veto
 from stillhouse.payoff.decide import choose_response
+from stillhouse.payoff.scores import scoring_rule
 from stillhouse.payoff.situation import Curve, Situation, Training
 from stillhouse.quality import Measure, get_measure
 from stillhouse.records import (
@@ -45,7 +46,6 @@ from stillhouse.watching.pool import (
     list_switches_of,
     read_pool_state,
     score_pool,
-    scoring_rule,
 )
 from stillhouse.watching.window import WatchedWindow
 

@@ -1,14 +1,17 @@
 """What a capable person would write in an afternoon: LightGBM, or logistic regression on words, distilled to an MLP.
 
-The policies of `benchmarks.streams` are played with it beside our own student. It is meant to be strong: the size of
-its teacher is chosen by cross-validation, and its student stops early and is calibrated. Its constants were chosen on
-`dev_streams` and on the router, where soft targets of teachers that were fitted on other folds were no better.
+A replay plays policies with it beside our own student. It is meant to be strong: the size of its teacher is chosen by
+cross-validation, and its student stops early and is calibrated. Where LightGBM is not installed, its teacher is
+scikit-learn's histogram gradient boosting. Its constants were chosen on the development streams of
+``benchmarks.streams_data`` and on the router, where soft targets of teachers that were fitted on other folds were no
+better.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -17,30 +20,38 @@ import pandas as pd
 import torch
 from torch import nn
 
-from benchmarks.stream_teachers import Boosting, Words
-from stillhouse.config import AgentConfig
+from stillhouse.config import AgentConfig, leaves
+from stillhouse.errors import WindowError
+from stillhouse.replay.script_teachers import Boosting, HistogramBoosting, Words
+from stillhouse.replay.training import Predict, TrainedModel
 from stillhouse.threads import limit_threads
 
-__all__ = ["Predict", "plain_script"]
+__all__ = ["plain_script", "train_script_student"]
 
 Array = np.ndarray[Any, Any]
-Predict = Callable[[pd.DataFrame], Array]
-"""Rows ``[n]`` to the probability of each action, float64 ``[n, K]``."""
-
 _VALIDATION_SHARE = 0.15
 _LABEL_WEIGHT = 0.5
+_DEFAULT_WIDTHS = (48, 24)  # for a student of the user's own
 _MAX_EPOCHS, _PATIENCE = 200, 8
 _LEARNING_RATE, _TEXT_LEARNING_RATE = 2e-3, 1e-2  # the inputs of a text are small: TF-IDF of length 1
 
 
+def train_script_student(settings: AgentConfig, rows: pd.DataFrame, ready: Array | None) -> TrainedModel:
+    """The student of a plain script, as :func:`~stillhouse.replay.training.train_student` trains ours.
+
+    :param ready: probabilities ``[n, K]`` of the agent's teachers that do not learn; used if all of them are such.
+    :raises WindowError: if the rows are too few, or all of one action.
+    """
+    all_ready = ready is not None and not any(leaf.teacher.is_fitted for leaf in leaves(settings.teachers))
+    try:
+        predict = plain_script(rows, settings, settings.distillation.seed, ready if all_ready else None)
+    except ValueError as error:
+        raise WindowError(f"a plain script cannot be trained for agent {settings.agent!r}: {error}") from error
+    return TrainedModel(predict, len(rows))
+
+
 def plain_script(rows: pd.DataFrame, settings: AgentConfig, seed: int, teacher_probs: Array | None = None) -> Predict:
     """Fit a teacher on the labelled rows, and distil it to an MLP with as many hidden units as the agent's student has.
-
-    >>> from benchmarks.streams_data import dev_streams
-    >>> stream = dev_streams(seed=0)[0]
-    >>> predict = plain_script(stream.rows_of(0), stream.settings, seed=0)
-    >>> predict(stream.rows_of(1)).shape
-    (336, 2)
 
     The input is standardised numbers (the median where missing) and one-hot categories, or the TF-IDF of as many terms
     as the agent's student has tokens. Half of the target is the label, half the teacher's probabilities (Hinton,
@@ -92,9 +103,11 @@ def _fit_and_answer(rows: pd.DataFrame, labels: Array, settings: AgentConfig, se
     return teacher.predict_proba(features)
 
 
-def _new_teacher(settings: AgentConfig, seed: int) -> Boosting | Words:
+def _new_teacher(settings: AgentConfig, seed: int) -> Boosting | HistogramBoosting | Words:
     actions, texts = len(settings.actions), settings.observations.texts
-    return Words(actions=actions, column=texts[0]) if texts else Boosting(actions=actions, seed=seed)
+    if texts:
+        return Words(actions=actions, column=texts[0])
+    return (Boosting if find_spec("lightgbm") else HistogramBoosting)(actions=actions, seed=seed)
 
 
 def _soft_targets(teacher_probs: Array, labels: Array, actions: int) -> tuple[Array, Array]:
@@ -109,7 +122,7 @@ def _widths(settings: AgentConfig) -> list[int]:
     """Hidden units of the student: those of a text student begin with the width of its token embeddings."""
     student: Any = settings.student
     encoder = [student.encoder.width] if student.reads_text else []
-    return [*encoder, *student.widths]
+    return [*encoder, *getattr(student, "widths", _DEFAULT_WIDTHS)]
 
 
 def _mlp(inputs: int, widths: list[int], actions: int) -> nn.Sequential:

@@ -1,0 +1,55 @@
+"""The Prefect tasks of ``flows/replay.py``; each makes one engine call."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
+
+from stillhouse import config
+from stillhouse.replay import publishing
+from stillhouse.replay.report import ReplayReport
+from stillhouse.replay.run import replay
+from tasks.common import artifact_key, engine_task
+
+__all__ = ["play", "publish"]
+
+
+@engine_task("play policies", retries=0, timeout_seconds=12 * 3600)
+def play(
+    agent: str,
+    policies: Sequence[str],
+    *,
+    since: datetime | None,
+    weeks: int | None,
+    first_weeks: int,
+    step: timedelta,
+    exchange_rate: float | None,
+    from_sources: bool,
+) -> ReplayReport:
+    """Train a student for each step and play the policies; nothing is written."""
+    return replay(
+        agent,
+        policies,
+        since=since,
+        weeks=weeks,
+        first_weeks=first_weeks,
+        step=step,
+        exchange_rate=exchange_rate,
+        from_sources=from_sources,
+    )
+
+
+@engine_task("publish")
+def publish(report: ReplayReport) -> None:
+    """Write the report, create artifacts of table and figure, and log a run for each policy to MLflow."""
+    publishing.write_report(report, config.home() / "replay" / report.agent)
+    key, buffer = artifact_key("replay", report.agent), io.BytesIO()
+    create_markdown_artifact(publishing.format_page(report), key=key, description=publishing.summarize(report))
+    publishing.draw_report(report).savefig(buffer, format="png", dpi=110)
+    picture = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    create_image_artifact(picture, key=f"{key}-figure", description="quality over time, and responses")
+    publishing.log_replay(report)
