@@ -39,7 +39,7 @@ import pandas as pd
 from benchmarks.report import Goal, begin
 from stillhouse import config
 
-CLAIM = "An update costs a tenth of the time and of the teacher calls of a script that does everything anew"
+CLAIM = "A refresh needs a tenth of the time and of the teacher calls of a script that does everything anew"
 
 RECIPES: tuple[tuple[dict[str, Any], ...], ...] = (
     ({"method": "fp32"},),
@@ -178,7 +178,7 @@ def measure_call(world: World, now: datetime) -> float:
 def refresh(world: World, now: datetime, folder: Path, call_seconds: float) -> Side:
     """An update of the champion, from the request to the moved alias."""
     import stillhouse
-    from stillhouse.champion import load_champion
+    from stillhouse.champion import load_champion, open_registry
     from stillhouse.knowledge import KnowledgeBase
 
     base = KnowledgeBase(config.load(world.agent))
@@ -191,8 +191,11 @@ def refresh(world: World, now: datetime, folder: Path, call_seconds: float) -> S
     assert champion is not None
     rows = read_following_week(world, now)
     quality = points(champion.variant.predict_proba(rows), rows, world)
+    registry = open_registry(world.agent)
+    (logged,) = registry.client.search_runs([registry.experiment_id], f"tags.verdict = '{verdict.verdict_id}'")
     detail = {
         "cpu_seconds": cpu_seconds,
+        "fell_back": logged.data.tags.get("update_not_made"),  # then it was a redistillation with the same teacher
         "result": verdict.result,
         "version": str(champion.model),
         "summary": verdict.summary,
