@@ -192,16 +192,6 @@ MEANING = {
     "gain_without_columns": "mean weekly AUC of the refreshed flights student − that of the never-refreshed one; "
     "columns of the agent file",
     "gain_with_columns": "the same difference with columns of recent delays",
-    # refresh
-    **{
-        f"{agent}_{name}": f"{meaning} ({agent})"
-        for agent in ("flights", "router")
-        for name, meaning in (
-            ("time_ratio", "time of the plain script / time of a refresh, to the promoted alias"),
-            ("call_ratio", "rows that the plain script asks the teacher about / rows that a refresh asks about"),
-            ("points_lost", "quality of the plain script − of the champion on the following week (points, of 100)"),
-        )
-    },
     # small_data
     **{
         f"{measure}_gain_{rows}_rows": f"{meaning}; {rows:,} rows (mean over streams, range over seeds)"
@@ -388,15 +378,6 @@ METHOD = {
         and flushes it into the knowledge base during the measurement; the peers record nothing. Each peer runs at its
         defaults and with the best documented setting (two workers, batches), and the better of both counts. Then ten
         champions are promoted under load of eight connections.
-    """,
-    "refresh": """
-        An agent's history is played to a shifted week, and both sides answer in alternating order. Ours is a refresh in
-        the mode `update`, with the champion's teacher and the stored answers: data contract, examination of the
-        teacher, compression search, proof, gate, MLflow, final fit and promotion. The plain script fits the teacher
-        anew if it learns, asks it about every row of both windows, distils the same student from scratch, builds and
-        measures every compression recipe, and writes a file. Of the router's teacher, both pay the measured time of
-        one encoding for each row that they ask about. Quality is the named measure on the week after, which neither
-        has seen.
     """,
     "small_data": """
         Four synthetic streams without drift (two and five actions, two of them with categories) are drawn at each
@@ -761,26 +742,6 @@ def _recent_delays(detail: Detail) -> list[str]:
     ]
 
 
-def _refresh(detail: Detail) -> list[str]:
-    sides = {"ours": "stillhouse, refresh", "script": "plain script"}
-    rows = []
-    for agent in dict.fromkeys(pair["agent"] for pair in detail["pairs"]):
-        for side, label in sides.items():
-            of_side = [pair[side] for pair in detail["pairs"] if pair["agent"] == agent]
-            seconds, cpu, calls, quality = (
-                statistics.median(values)
-                for values in (
-                    [one["seconds"] for one in of_side],
-                    [one["detail"]["cpu_seconds"] for one in of_side],
-                    [one["calls"] for one in of_side],
-                    [one["quality"] for one in of_side],
-                )
-            )
-            rows.append([agent, label, f"{seconds:.1f}", f"{cpu:.1f}", f"{calls:,.0f}", f"{quality:.4f}"])
-    head = ["agent", "side", "seconds", "CPU seconds", "rows asked about", "quality on the following week"]
-    return ["Medians over the seeds:", _grid(head, rows)]
-
-
 def _small_data(detail: Detail) -> list[str]:
     methods = {
         "ours": "stillhouse, defaults",
@@ -925,7 +886,6 @@ FINDINGS: Mapping[str, Callable[[Detail], list[str]]] = {
     "loop": _loop,
     "overhead": _overhead,
     "recent_delays": _recent_delays,
-    "refresh": _refresh,
     "serving": _serving,
     "small_data": _small_data,
     "streams": _streams,
