@@ -173,7 +173,8 @@ def test_a_person_must_approve_if_the_agent_file_says_so(base: KnowledgeBase, ag
 def test_the_reckoning_reuses_a_proven_member_and_its_gain_is_measured(
     base: KnowledgeBase, agents: Path, day: Day
 ) -> None:
-    _edit(agents, ("  cooldown: 3d", "  cooldown: 3d\n  policy: payoff\n  every: 1d"))
+    dear = "{update: 100, redistil_warm: 100, redistil: 100, recalibrate: 100}"
+    _edit(agents, ("  cooldown: 3d", f"  cooldown: 3d\n  policy: payoff\n  every: 1d\n  payoff: {{prices: {dear}}}"))
     first = _champion()
     verdict = stillhouse.watch("toy", day(46))
     reckoning = Reckoning.model_validate(verdict.evidence["reckoning"])
