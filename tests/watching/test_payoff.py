@@ -173,7 +173,8 @@ def test_a_person_must_approve_if_the_agent_file_says_so(base: KnowledgeBase, ag
 def test_the_reckoning_reuses_a_proven_member_and_its_gain_is_measured(
     base: KnowledgeBase, agents: Path, day: Day
 ) -> None:
-    _edit(agents, ("  cooldown: 3d", "  cooldown: 3d\n  policy: payoff\n  every: 1d"))
+    dear = "{update: 100, redistil_warm: 100, redistil: 100, recalibrate: 100}"
+    _edit(agents, ("  cooldown: 3d", f"  cooldown: 3d\n  policy: payoff\n  every: 1d\n  payoff: {{prices: {dear}}}"))
     first = _champion()
     verdict = stillhouse.watch("toy", day(46))
     reckoning = Reckoning.model_validate(verdict.evidence["reckoning"])
@@ -187,7 +188,7 @@ def test_the_reckoning_reuses_a_proven_member_and_its_gain_is_measured(
     later = stillhouse.watch("toy", day(54))
     (gain,) = payoff.realised_gains(base)
     assert (gain.response, gain.champion, gain.replaced) == ("reuse", reckoning.model, first)
-    assert gain.realised > 0.2 and gain.predicted is not None and gain.predicted > 0.1
+    assert gain.realised > 0.2 and gain.predicted is not None and gain.predicted > 0.05
     assert gain.as_of == day(46) and gain.rows == 120 * 7
     state = PoolState.model_validate(later.evidence["pool"])
     assert state.realised == (gain,) and escape_markdown(gain.champion) in format_pool(later)
