@@ -68,7 +68,7 @@ def test_what_is_asked_for_wrongly_is_answered_in_a_sentence(agents: Path, day) 
 
 def test_a_teacher_that_is_not_free_is_never_asked(agents: Path) -> None:
     file = agents / "toy.yaml"
-    endpoint = "{kind: endpoint, name: words, url: 'http://127.0.0.1:9/v1', model: m, prompt: 'a is {a}'}"
+    endpoint = "{kind: endpoint, name: words, base_url: 'http://127.0.0.1:9/v1', model: m, prompt: 'a is {a}'}"
     text = file.read_text()
     old = "  - {kind: python, name: logistic, target: tests.flows.toy:Logistic}"
     file.write_text(text.replace(old, f"  - {endpoint}"))

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stillhouse.config import AgentConfig
+from stillhouse.config import AgentConfig, QualitySettings
 from stillhouse.replay.history import History
 from stillhouse.replay.rules import Terms, parse_policy
 from stillhouse.replay.script import train_script_student
@@ -78,8 +78,8 @@ def test_a_test_window_without_a_length_is_chosen_by_the_rows(history: History) 
 
 
 def test_a_score_of_the_users_own_is_measured_beside_the_others(history: History) -> None:
-    quality = {"own": {"target": "tests.replay.test_world:half_right", "name": "half", "low": 0.0, "high": 0.5}}
-    settings = AgentConfig.model_validate(history.settings.model_dump(mode="json") | {"quality": quality})
+    own = {"target": "tests.replay.test_world:half_right", "name": "half", "low": 0.0, "high": 0.5}
+    settings = history.settings.model_copy(update={"quality": QualitySettings.model_validate({"own": own})})
     past = History.of(settings, history.rows, history.start, history.step, history.steps)
     losses = World(past, train_regression).losses(Made(0))
     np.testing.assert_allclose(losses["half"], losses["accuracy"] / 2)
