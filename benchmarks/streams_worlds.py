@@ -2,7 +2,7 @@
 
 A world is one stream under one seed with one kind of student. Its folder has a file ``<step>.npy`` per model (the
 logarithms of its probabilities on all later rows, float16) and ``scores.pkl`` with the losses that policies have asked
-for. The folder's name has a hash of settings and rows. It has none of the code: after a change of how students are
+for. The folder's name has a hash of rows and settings, and none of the code: after a change of how students are
 trained, use another cache.
 """
 
@@ -92,8 +92,12 @@ def _ready_answers(settings: AgentConfig, rows: pd.DataFrame, cache: Path) -> Ar
     return answers
 
 
+_SHAPES_MODELS = {"actions", "observations", "teachers", "asking", "student", "distillation", "windows"}
+"""Sections of the settings that trained models depend on."""
+
+
 def _digest(settings: AgentConfig, rows: pd.DataFrame) -> str:
-    content = hashlib.sha256(settings.model_dump_json().encode())
+    content = hashlib.sha256(settings.model_dump_json(include=_SHAPES_MODELS).encode())
     content.update(pd.util.hash_pandas_object(rows, index=False).to_numpy().tobytes())
     return content.hexdigest()[:12]
 
