@@ -87,8 +87,10 @@ def choose_response(situation: Situation, rules: Rules = Rules()) -> Reckoning: 
         # what can be learned grows with the time since the change, so the next training comes after about as long
         horizon = max(min(horizon, max(situation.now - change.moment, 2 * situation.step)), situation.step)
     trained = list(_predict_trainings(situation, excess, rate, horizon, noise, rules))
+    # beside a training that pays, over the same time; else until the next training
     until_training = min(max(interval - situation.age, 2 * situation.step), 6.0)
-    cheap = list(_predict_cheap(situation, until_training, noise, rules))
+    until = horizon if any(prediction.possible for prediction in trained) else until_training
+    cheap = list(_predict_cheap(situation, until, noise, rules))
     best = max((*trained, *cheap), key=lambda prediction: prediction.net if prediction.possible else -math.inf)
     hold = PredictedGain(response="hold", gain=0.0, standard_error=0.0, price=0.0, text="nothing changes")
     chosen = best if best.possible and best.net > 0 else hold
