@@ -29,7 +29,7 @@ class PageHinkley:
 
     >>> detector = PageHinkley(min_values=1, threshold=2.0)
     >>> [detector.update(value) for value in (0, 0, 0, 1, 1, 1, 1, 1)].index(True)
-    7
+    6
 
     :ivar min_values: no change is detected before so many values.
     :ivar delta: deviation from the mean that is tolerated.
