@@ -23,7 +23,7 @@ import numpy as np
 
 from stillhouse.payoff.decay import AGE_POWER, Change, estimate_decay, find_change, pair_noise, refresh_interval
 from stillhouse.payoff.situation import Curve, Situation
-from stillhouse.records import PredictedGain, Reckoning, Response
+from stillhouse.records import PredictedGain, Reckoning, Response, short_id
 
 __all__ = ["Rules", "choose_response", "pays_to_recalibrate_afterwards"]
 
@@ -94,6 +94,10 @@ def choose_response(situation: Situation, rules: Rules = Rules()) -> Reckoning: 
     best = max((*trained, *cheap), key=lambda prediction: prediction.net if prediction.possible else -math.inf)
     hold = PredictedGain(response="hold", gain=0.0, standard_error=0.0, price=0.0, text="nothing changes")
     chosen = best if best.possible and best.net > 0 else hold
+    explored = chosen is hold and _explores(situation)
+    if explored:
+        allowed = [prediction for prediction in trained if prediction.response not in situation.impossible]
+        chosen = max(allowed, key=lambda prediction: prediction.net, default=hold)
     return Reckoning(
         measure=situation.measure,
         unit=situation.unit,
@@ -107,8 +111,17 @@ def choose_response(situation: Situation, rules: Rules = Rules()) -> Reckoning: 
         responses=(hold, *trained, *cheap),
         chosen=chosen.response,
         model=chosen.model,
-        text=_explain(chosen, excess, rate, situation),
+        explored=explored and chosen is not hold,
+        text=("exploration: " if explored and chosen is not hold else "") + _explain(chosen, excess, rate, situation),
     )
+
+
+def _explores(situation: Situation) -> bool:
+    """Whether this decision explores: drawn by a hash of champion and moment, so that a replay draws the same."""
+    if situation.age < 0.99 * situation.step:
+        return False
+    draw = int(short_id("explore", situation.champion, f"{situation.now:.6f}"), 16) / 16**12
+    return draw < situation.explore * situation.step
 
 
 def pays_to_recalibrate_afterwards(situation: Situation, decay: float) -> bool:

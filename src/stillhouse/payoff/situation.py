@@ -70,6 +70,7 @@ class Situation:
     :ivar history: length of what a training would learn from (weeks).
     :ivar trainings: earlier trainings, oldest first.
     :ivar impossible: by response, why it cannot be made now.
+    :ivar explore: probability per week of a training that is not predicted to pay.
     """
 
     now: float
@@ -85,6 +86,7 @@ class Situation:
     history: float = 26.0
     trainings: Sequence[Training] = ()
     impossible: Mapping[str, str] = field(default_factory=dict)
+    explore: float = 0.0
     measure: str = "log_loss"
     unit: str = "nats"
 

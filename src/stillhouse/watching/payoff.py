@@ -135,6 +135,7 @@ def build_situation(
         history=min(settings.windows.train / WEEK, (as_of - settings.observations.since) / WEEK),
         trainings=_list_trainings(predictions or {}),
         impossible=dict(_list_impossible(watched, as_of, state)),
+        explore=payoff.explore,
         measure=measure.name,
         unit=measure.unit or "points",
     )
