@@ -76,7 +76,7 @@ def test_help_lists_the_commands_and_imports_no_heavy_library(run: Command) -> N
 def test_check_passes_through_every_part(run: Command, agents: Path) -> None:
     shown = run("check", str(agents / "toy.yaml"))
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.count("✓") == 8
+    assert shown.stdout.count("✓") == 9
     assert "agent toy is ready" in shown.stdout
 
 

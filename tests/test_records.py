@@ -31,6 +31,7 @@ from stillhouse.records import (
     EvidenceRows,
     EvidenceStep,
     Examination,
+    FinalFit,
     Frontier,
     Latency,
     LayerSensitivity,
@@ -245,6 +246,21 @@ POOL_EVIDENCE = PoolEvidence(
 POOL_STATE = PoolState(
     champion="toy@1", as_of=NOW, reign=1, reign_began=NOW, members=(POOL_MEMBER,), evidence=(POOL_EVIDENCE,)
 )
+FINAL_FIT = FinalFit(
+    agent="toy",
+    refresh_id="r1",
+    as_of=NOW,
+    challenger="toy@2",
+    variant="fp32",
+    shaped_until=NOW,
+    train_rows=900,
+    new_rows=100,
+    bytes=2_000,
+    earlier=0,
+    reasons=(),
+    decides=False,
+    text="not yet proved",
+)
 CHAMPION_CHOICE = ChampionChoice(action="keep", champion="toy@1", member="toy@1", text="toy@1 stays champion")
 PREDICTED_GAIN = PredictedGain(response="redistil", model=None, gain=0.02, standard_error=0.01, price=0.005, text="new")
 REALISED_GAIN = RealisedGain(
@@ -424,6 +440,7 @@ ALL: list[Record] = [
     POOL_EVIDENCE,
     POOL_STATE,
     CHAMPION_CHOICE,
+    FINAL_FIT,
     PREDICTED_GAIN,
     REALISED_GAIN,
     RECKONING,

@@ -36,9 +36,9 @@ class Champion:
         self._settings = settings
         self._registry = registry
 
-    @cached_property
+    @property
     def folder(self) -> Path:
-        """The folder of the deployed model.
+        """The folder of the deployed model: each call verifies its files and downloads missing or damaged ones.
 
         :raises SignatureError: if its files differ from the signed ones.
         """

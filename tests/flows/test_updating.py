@@ -84,7 +84,11 @@ def test_a_new_action_is_learned_and_the_others_are_kept(day, agents: Path, new_
     refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     file = agents / "toy.yaml"
     grown = file.read_text().replace("actions: [wait, go]", "actions: [wait, turn, go]")
-    grown = grown.replace("[north, south]", "[north, west, south]").replace("auc_drop", "accuracy_drop")
+    grown = (
+        grown.replace("[north, south]", "[north, west, south]")
+        .replace("auc_drop", "accuracy_drop")
+        .replace("measure: auc", "measure: accuracy")
+    )
     # a logistic teacher fits this history worse than the one before
     file.write_text(grown.replace("watch:\n", "watch:\n  tolerance: 0.15\n"))
 

@@ -25,6 +25,13 @@ def certificate(verdict: Verdict) -> FinalFit | None:
     return registry.runs.read_record(logged.info.run_id, names.FINAL_FIT, FinalFit)
 
 
+@pytest.fixture(autouse=True)
+def with_final_fits(agents: Path) -> None:
+    """The small agent makes final fits."""
+    file = agents / "toy.yaml"
+    file.write_text(file.read_text().replace("final_fit: never", "final_fit: auto"))
+
+
 @pytest.fixture
 def gained(monkeypatch: pytest.MonkeyPatch) -> Callable[[KnowledgeBase], object]:
     """Stores the scores of a pool in which three earlier final fits ranked the rows better than their challengers."""
@@ -114,7 +121,7 @@ def test_no_final_fit_if_the_agent_file_says_never_or_nothing_was_trained(toy_ba
     before = open_registry("toy").final_fits()
     verdict = refresh("toy", day(24), mode="recalibrate", cause="ranges")
     assert verdict.kind == "gate" and certificate(verdict) is None
-    file.write_text(file.read_text().replace("promotion: {", "promotion: {final_fit: never, "))
+    file.write_text(file.read_text().replace("final_fit: auto", "final_fit: never"))
     assert certificate(refresh("toy", day(24), cause="never")) is None
     assert open_registry("toy").final_fits() == before
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from stillhouse import config
+from stillhouse.ingesting import ingest
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.payoff.scores import scoring_rule
 from stillhouse.watching import pool
@@ -45,8 +46,9 @@ def test_members_are_scored_once_on_complete_blocks_new_to_them(toy_base: Base, 
     assert again.stored == 0 and again.scores == scored.scores
     stored = base.journal.scores(scoring_rule(config.load("toy")))
     assert stored == list(scores[:8])
-    later = pool.score_pool(_open(day(24) + ONE_DAY), day(24) + ONE_DAY)
-    assert later.stored == 1
+    ingest("toy", day(24), day(26))
+    later = pool.score_pool(_open(day(26)), day(26))
+    assert later.stored == 2
 
 
 def test_a_block_has_the_same_rows_whoever_scores_it_later(toy_base: Base, day: Day) -> None:
