@@ -176,8 +176,7 @@ MEANING = {
     "AUC of an early prototype)",
     "teacher_bytes_per_champion_byte": "bytes of the teacher on disk / bytes of the champion (smallest over the "
     "refreshes)",
-    "trained_responses": "refreshes of the year, promoted or not",
-    "not_promoted_by_the_gate": "challengers that the gate refused, or of which it could not tell, during the year",
+    "refused_by_the_gate": "challengers that the gate refused during the year",
     "minutes": "duration of the demo, after installation (min)",
     "start_to_first_row_s": "time from the start of the demo to the row of its first week (s)",
     "week_without_refresh_s": "time of a week without a refresh: decisions, data checks, audit, drift measurement, "
