@@ -138,6 +138,7 @@ def test_what_cannot_be_verified(toy_base, tmp_path: Path, run: Command) -> None
     assert shown.returncode == 2 and "missing: the rows of the windows" in shown.stdout and "upkeep" in shown.stdout
 
 
+@pytest.mark.slow
 def test_a_later_gate_a_watch_and_promotions(toy_base, day, agents: Path, run: Command) -> None:
     """A champion and its challenger, after the world has changed, also when the agent file and the tables have."""
     base = toy_base(24)
@@ -183,6 +184,7 @@ def test_a_later_gate_a_watch_and_promotions(toy_base, day, agents: Path, run: C
     assert shown.returncode == 1 and 'summary: "all is well" is recorded' in shown.stdout
 
 
+@pytest.mark.slow
 def test_the_evidence_of_an_audit_is_computed_again(agents: Path, day, toy_base) -> None:
     file = agents / "toy.yaml"
     lines = file.read_text().splitlines()
