@@ -86,3 +86,14 @@ def test_terms_can_be_left_out() -> None:
     assert "change" not in choose_response(jump, Rules(change=False)).terms
     better = situation(np.full(20, 0.9), toy_2=(8.0, np.full(20, 0.5)))
     assert choose_response(better, Rules(cheap=False)).chosen != "reuse"
+
+
+def test_a_challenger_that_waits_for_its_evidence_is_not_made_again() -> None:
+    """A newer member is in the pool: another training must pay over it, not over the champion alone."""
+    aging = 0.5 + 0.02 * TIMES
+    alone = situation(aging, toy_0=(-8.0, aging + 0.16))
+    assert choose_response(alone, Rules(cheap=False)).chosen != "hold"
+    waits = situation(aging, toy_0=(-8.0, aging + 0.16), toy_2=(19.0, 0.5 + 0.02 * (TIMES - 19.0)))
+    reckoning = choose_response(replace(waits, impossible={"toy@2": "the gate could not tell"}), Rules(cheap=False))
+    assert reckoning.chosen == "hold"
+    assert any("waits for its evidence" in prediction.text for prediction in reckoning.responses)

@@ -86,7 +86,8 @@ def choose_response(situation: Situation, rules: Rules = Rules()) -> Reckoning: 
     if change is not None and terms.get("change", 0.0) > terms["age"]:
         # what can be learned grows with the time since the change, so the next training comes after about as long
         horizon = max(min(horizon, max(situation.now - change.moment, 2 * situation.step)), situation.step)
-    trained = list(_predict_trainings(situation, excess, rate, horizon, noise, rules))
+    waiting = _gain_over_waiting(situation, decay, change)
+    trained = list(_predict_trainings(situation, min(excess, waiting), excess, rate, horizon, noise, rules))
     # beside a training that pays, over the same time; else until the next training
     until_training = min(max(interval - situation.age, 2 * situation.step), 6.0)
     until = horizon if any(prediction.possible for prediction in trained) else until_training
@@ -189,9 +190,30 @@ def _share_gained(situation: Situation, responses: tuple[str, ...], prior: float
     return max(numerator / denominator, 0.05)
 
 
+def _gain_over_waiting(situation: Situation, decay: float, change: Change | None) -> float:
+    """What a training would gain over the newest member that is newer than the champion; infinite without one.
+
+    Such a member waits for its evidence. Training another one before this pays would make a crowd of equals.
+    """
+    newest = max((curve.shaped for curve in situation.others.values()), default=-math.inf)
+    if newest <= situation.own.shaped + 1e-9:
+        return math.inf
+    gain = decay * _aged(situation.now - newest)
+    if change is not None:
+        now, before = (max(0.0, moment - change.moment) for moment in (situation.now, newest))
+        gain += change.height * (
+            _learned(min(1.0, now / situation.history)) - _learned(min(1.0, before / situation.history))
+        )
+    return gain
+
+
 def _predict_trainings(
-    situation: Situation, excess: float, rate: float, horizon: float, noise: float, rules: Rules
+    situation: Situation, payable: float, excess: float, rate: float, horizon: float, noise: float, rules: Rules
 ) -> Iterator[PredictedGain]:
+    """Each trained response.
+
+    :param payable: gain per week over the champion, or over a newer member that waits, whichever is less.
+    """
     # the next training comes at about the age at which this one comes
     span = max(horizon, min(situation.age, _LONGEST_HORIZON_WEEKS))
     error = rules.doubt * noise * math.sqrt(situation.block / span)
@@ -201,8 +223,9 @@ def _predict_trainings(
         reason = situation.impossible.get(response, "")
         if not reason and situation.age < 0.99 * situation.step:
             reason = "nothing is new since the last training"
-        elif not reason and excess < rate:
-            reason = f"it would gain {excess:.4g} a week, and pays from {rate:.4g} on"
+        elif not reason and payable < rate:
+            over = "a newer model that waits for its evidence" if payable < excess else "the champion"
+            reason = f"it would gain {payable:.4g} a week over {over}, and pays from {rate:.4g} on"
         elif not reason and gain < error:
             reason = f"a gain of {gain:.4g} a week could be chance: {error:.4g} could not"
         yield PredictedGain(
