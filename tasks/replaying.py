@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
 from stillhouse import config
+from stillhouse.pages import draw_png
 from stillhouse.replay import publishing
 from stillhouse.replay.report import ReplayReport
 from stillhouse.replay.run import replay
@@ -47,9 +47,8 @@ def play(
 def publish(report: ReplayReport) -> None:
     """Write the report, create artifacts of table and figure, and log a run for each policy to MLflow."""
     publishing.write_report(report, config.home() / "replay" / report.agent)
-    key, buffer = artifact_key("replay", report.agent), io.BytesIO()
+    key = artifact_key("replay", report.agent)
     create_markdown_artifact(publishing.format_page(report), key=key, description=publishing.summarize(report))
-    publishing.draw_report(report).savefig(buffer, format="png", dpi=110)
-    picture = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    picture = f"data:image/png;base64,{base64.b64encode(draw_png(publishing.draw_report(report))).decode()}"
     create_image_artifact(picture, key=f"{key}-figure", description="quality over time, and responses")
     publishing.log_replay(report)

@@ -224,7 +224,7 @@ BLOCK_SCORE = BlockScore(
     labels=(0, 1),
 )
 POOL_MEMBER = PoolMember(
-    model="toy@2", role="challenger", made_at=NOW, shaped_until=NOW, mode="redistil", train_rows=900, promotable=True
+    model="toy@2", role="challenger", made_at=NOW, shaped_until=NOW, mode="redistil", promotable=True
 )
 POOL_EVIDENCE = PoolEvidence(
     member="toy@2",

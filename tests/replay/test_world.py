@@ -66,17 +66,6 @@ def _acts_until(acts, decision: int) -> Iterator[tuple[object, ...]]:
             yield act.step, act.response, act.replaced, act.new
 
 
-def test_a_test_window_without_a_length_is_chosen_by_the_rows(history: History) -> None:
-    windows = history.settings.windows.model_copy(update={"test": None})
-    settings = history.settings.model_copy(update={"windows": windows})
-    past = History.of(settings, history.rows, history.start, history.step, history.steps)
-    length = past.test_window(5)
-    assert timedelta(days=1) <= length <= windows.longest_test
-    held_out = past.training_index(5, length)
-    assert 0 < len(held_out) < len(past.training_index(5))
-    assert World(past, train_regression).log_probs(Made(5, held_out=True)).shape[1] == 2
-
-
 def test_a_score_of_the_users_own_is_measured_beside_the_others(history: History) -> None:
     own = {"target": "tests.replay.test_world:half_right", "name": "half", "low": 0.0, "high": 0.5}
     settings = history.settings.model_copy(update={"quality": QualitySettings.model_validate({"own": own})})

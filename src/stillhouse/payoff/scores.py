@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from stillhouse.config import AgentConfig
+from stillhouse.quality import clipped_log_loss
 from stillhouse.records import BlockScore, short_id
-from stillhouse.stats import half_brier
+from stillhouse.stats import half_brier, replace_non_finite
 
 __all__ = ["score_block", "scoring_rule"]
 
@@ -58,7 +59,7 @@ def score_block(
             f"{member}: a block needs rows, and as many probabilities ({len(probs)}) and ids ({len(ids)}) as labels "
             f"({len(labels)})"
         )
-    probs = _as_wrong_answers(probs, labels)
+    probs = replace_non_finite(probs, labels)
     binary = probs.shape[1] == 2 and int(labels.max()) < 2
     return BlockScore(
         member=member,
@@ -67,32 +68,13 @@ def score_block(
         complete=complete,
         rows=len(labels),
         rows_key=hashlib.sha256("\x1f".join(ids).encode()).hexdigest()[:16],
-        log_loss=float(_clipped_log_loss(probs, labels, clip).mean()),
+        log_loss=float(clipped_log_loss(probs, labels, clip).mean()),
         half_brier=float(half_brier(probs, labels).mean()),
         accuracy=float((probs.argmax(axis=1) == labels).mean()),
         score=own,
         probs=tuple(probs[:, 1].astype(np.float32).tolist()) if binary else (),
         labels=tuple(labels.tolist()) if binary else (),
     )
-
-
-def _clipped_log_loss(probs: Array, labels: Array, clip: float) -> Array:
-    """``−ln max(p(label), ε)`` of each row, float ``[n]`` in 0…ln(1/ε)."""
-    known = labels < probs.shape[1]
-    of_label = probs[np.arange(len(labels)), np.where(known, labels, 0)]
-    losses: Array = np.abs(np.log(np.clip(np.where(known, of_label, 0.0), clip, 1.0)))  # no −0
-    return losses
-
-
-def _as_wrong_answers(probs: Array, labels: Array) -> Array:
-    """Probabilities ``[n, K]`` in which a row that is not finite gives 1 to an action other than its label."""
-    invalid = np.flatnonzero(~np.isfinite(probs).all(axis=1))
-    if not len(invalid):
-        return probs
-    replaced = probs.copy()
-    replaced[invalid] = 0.0
-    replaced[invalid, np.where(labels[invalid] == 0, 1, 0)] = 1.0
-    return replaced
 
 
 def scoring_rule(settings: AgentConfig) -> str:

@@ -60,7 +60,6 @@ class PoolMember(Record):
         "fit of its teacher"
     )
     mode: str = Field(description="how its student was made, or `final_fit`")
-    train_rows: int = Field(default=0, ge=0)
     promotable: bool = Field(description="whether it may become champion")
     why_not: str = Field(default="", description="why it may not")
 

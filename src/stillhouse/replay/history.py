@@ -93,20 +93,11 @@ class History:
         known: Array = self.known_at[rows] <= np.datetime64(self.bounds[decision].tz_convert("UTC").tz_localize(None))
         return known
 
-    def training_index(self, decision: int, leave_out: timedelta = timedelta(0)) -> Array:
-        """The rows of the training window with outcomes known at the start of step ``decision``, int.
-
-        :param leave_out: rows of this last stretch before the decision are left out, for a test.
-        """
+    def training_index(self, decision: int) -> Array:
+        """The rows of the training window with outcomes known at the start of step ``decision``, int."""
         now, until = self.bounds[decision], int(self.offsets[decision])
         times = self.rows["observed_at"].iloc[:until]
         first = times.searchsorted(now - self.settings.windows.train)
-        last = times.searchsorted(now - leave_out)
+        last = times.searchsorted(now)
         index: Array = first + np.flatnonzero(self.known_mask(slice(first, last), decision))
         return index
-
-    def test_window(self, decision: int) -> timedelta:
-        """Length of the test window of a refresh at the start of step ``decision``: as set, or chosen by the rows."""
-        index = self.training_index(decision)
-        span = self.bounds[decision] - self.rows["observed_at"].iloc[index[0]] if len(index) else timedelta(0)
-        return self.settings.windows.fit_test(len(index), span, self.settings.observations.min_rows)

@@ -141,8 +141,8 @@ def play_payoff(
 def _carry_out(reckoning: Reckoning, situation: Situation, champion: Made, step: int, members: dict[str, Made]) -> Made:
     """The champion after the response."""
     if reckoning.chosen == "redistil":
-        held_out = pays_to_recalibrate_afterwards(situation, reckoning.decay)
-        return Made(step - 1, recalibrated=step) if held_out else Made(step)
+        recalibrate = pays_to_recalibrate_afterwards(situation, reckoning.decay)
+        return Made(step - 1, recalibrated=step) if recalibrate else Made(step)
     if reckoning.chosen == "recalibrate":
         return champion._replace(recalibrated=step)
     if reckoning.chosen == "reuse":

@@ -33,12 +33,10 @@ TrainFunction = Callable[[Any, Any, Any], TrainedModel]
 class Made(NamedTuple):
     """A model that could be made: by a training before step ``trained``, perhaps recalibrated before a later one.
 
-    :ivar held_out: whether the test window before the training was left out, as for a challenger of the gate.
     :ivar recalibrated: step before which its confidence and thresholds were fitted; None: never.
     """
 
     trained: int
-    held_out: bool = False
     recalibrated: int | None = None
 
     @property
@@ -101,7 +99,7 @@ class World:
         """Logarithms of the model's probabilities on the rows from the step of its training on, float32 ``[m, K]``."""
         if made not in self._log_probs:
             if made.recalibrated is None:
-                self._log_probs[made] = _train(self.history, self.train, made.trained, made.held_out)
+                self._log_probs[made] = _train(self.history, self.train, made.trained)
             else:
                 base = self.log_probs(made._replace(recalibrated=None))
                 return self.correction(made).apply(base)
@@ -181,9 +179,9 @@ def score(log_probs: Array, labels: Array, clip: float) -> dict[str, float]:
 # --------------------------------------------------------------------------- training
 
 
-def _train(history: History, train: TrainFunction, step: int, held_out: bool) -> Array:
+def _train(history: History, train: TrainFunction, step: int) -> Array:
     """Log probabilities on all rows from ``step`` on, float32 ``[m, K]``."""
-    index = history.training_index(step, history.test_window(step) if held_out else timedelta(0))
+    index = history.training_index(step)
     ready = None if history.ready is None else history.ready[index]
     model = train(history.settings, history.rows.iloc[index].reset_index(drop=True), ready)
     later = history.rows.iloc[int(history.offsets[step]) : int(history.offsets[-1])]
@@ -203,4 +201,4 @@ def _start_worker(history: History, train: TrainFunction) -> None:
 
 
 def _train_in_worker(step: int) -> Array:
-    return _train(_WORKER["history"], _WORKER["train"], step, False)
+    return _train(_WORKER["history"], _WORKER["train"], step)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from stillhouse.actions import align_actions
 from stillhouse.champion import load_version
 from stillhouse.errors import StillhouseError
 from stillhouse.knowledge import KnowledgeBase
@@ -242,15 +243,8 @@ def score_pool(watched: WatchedWindow, as_of: datetime) -> ScoredPool:
 
 
 def align_probs(variant: Variant, rows: pd.DataFrame, actions: Sequence[str]) -> Array:
-    """The variant's probabilities for the actions of the agent file, float64 ``[n, K]``; 0 for one it does not know."""
-    probs = np.asarray(variant.predict_proba(rows), dtype=np.float64)
-    if tuple(variant.actions) == tuple(actions):
-        return probs
-    aligned = np.zeros((len(rows), len(actions)))
-    for index, action in enumerate(variant.actions):
-        if action in actions:
-            aligned[:, actions.index(action)] = probs[:, index]
-    return aligned
+    """The variant's probabilities for the actions of the agent file, float64 ``[n, K]``."""
+    return align_actions(np.asarray(variant.predict_proba(rows), dtype=np.float64), variant.actions, actions)
 
 
 def _read_blocks(
