@@ -1,4 +1,4 @@
-"""The share of worse challengers that the gate promotes: a simulation in which each window is drawn anew.
+"""The share of worse challengers that gate and pool promote: a simulation in which each window is drawn anew.
 
 ``python -m benchmarks.gate`` draws 1,000 windows of each kind; ``--quick`` draws 50, and writes nothing. Every verdict
 is computed by the gate's code, from probabilities to :func:`stillhouse.evaluate.gate.judge`'s reasons. Kinds of
@@ -14,6 +14,8 @@ windows:
 
 The margin is .02 (of a ``cost`` .05) and ``promotion.confidence`` 95 % throughout, of whose error the gate's first look
 may spend 4 %. A challenger is worse by the margin, by twice the margin, as good, or better by the margin.
+
+Then :mod:`benchmarks.gate_pool` simulates the pool over fifty reigns, as often.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import numpy as np
 from scipy.stats import beta, binom
 
 from benchmarks import report
+from benchmarks.gate_pool import measure_pool
 from stillhouse.evaluate.comparing import compare_models
 from stillhouse.evaluate.gate import _judge_comparison, first_look_confidence
 from stillhouse.quality import Measure, clipped_log_loss
@@ -66,17 +69,21 @@ def main() -> None:
             low, high = interval(count, seeds)
             cells.append({"kind": kind, "challenger": truth, "promoted": count / seeds, "low": low, "high": high})
             print(f"{kind:58}{truth:22}{count / seeds:8.4f}", flush=True)
+    pool_goals, pool = measure_pool(seeds)
+    goals = [*goals_of(cells, seeds), *pool_goals]
     if options.quick:
+        report.print_goals(CLAIM, goals)
         return
     run.write(
         CLAIM,
-        goals_of(cells, seeds),
+        goals,
         {
             "margin": MARGIN,
             "confidence": CONFIDENCE,
             "first_look_confidence": FIRST_LOOK,
             "windows_of_each_kind": seeds,
             "kinds": cells,
+            "pool": pool,
         },
         ["numpy", "scipy"],
     )

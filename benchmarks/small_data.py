@@ -1,6 +1,6 @@
 """Small data: our first student under the agent file's defaults, beside a plain script's.
 
-``python -m benchmarks.small_data`` takes about five minutes on one core; ``--quick`` takes under one: one seed, 800
+``python -m benchmarks.small_data`` takes about twelve minutes of one core; ``--quick`` takes under one: one seed, 800
 rows, no file written.
 
 Both begin with the same labelled rows and LightGBM at its defaults. The plain script fits LightGBM on all rows and

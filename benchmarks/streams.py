@@ -198,7 +198,7 @@ def figures_of(world: World, played: Played) -> dict[str, Any]:
 
 
 def has_measure(world: World, measure: str) -> bool:
-    return not np.isnan(world.losses(Made(0))[measure]).all()
+    return not np.isnan(world.scores(Made(0))[measure]).all()
 
 
 def play_sketch(world: World, rate: float, members: int = 6) -> Played:
@@ -208,7 +208,7 @@ def play_sketch(world: World, rate: float, members: int = 6) -> Played:
     (0.97 a week). A training comes sooner where the champion has lost 0.05 more in the last two weeks than in its
     first three, if that lasts for the interval and exceeds twice the price.
     """
-    losses = np.array([world.losses(Made(step))["log_loss"] for step in range(world.steps)])
+    losses = np.array([world.loss(Made(step)) for step in range(world.steps)])
     played, champion, pool = Played(), 0, [0]
     products = squares = weights = 0.0
     pairs = 0

@@ -19,6 +19,7 @@ from stillhouse.config import AgentConfig, OwnScore, QualitySettings
 from stillhouse.errors import PartError
 from stillhouse.parts import resolve
 from stillhouse.records import NamedQuality
+from stillhouse.stats import measure_auc
 
 __all__ = [
     "ACCURACY",
@@ -108,9 +109,7 @@ class Measure:
         """
         scores = self.score_rows(probs, labels, rows)
         if scores is None:
-            from sklearn.metrics import roc_auc_score  # slow to import
-
-            return float(roc_auc_score(labels, probs[:, 1]))
+            return measure_auc(np.asarray(labels), probs[:, 1])
         return self.sign * float(scores.mean())
 
     def points(self, probs: Array, labels: Array, rows: pd.DataFrame | None = None) -> float:

@@ -23,6 +23,7 @@ __all__ = [
     "fit_correction",
     "fit_temperature",
     "half_brier",
+    "measure_auc",
     "nanoseconds",
     "replace_non_finite",
     "tempered_log_loss",
@@ -192,6 +193,28 @@ def fit_correction(log_probs: Array, labels: Array, prior_rows: float = 50.0) ->
 
 
 # --------------------------------------------------------------------------- areas under the curve
+
+
+def measure_auc(labels: Array, scores: Array) -> float:
+    """Area under the ROC curve: the probability that a row of label 1 has a higher score than one of label 0.
+
+    Ties count half (Hanley and McNeil 1982, "The meaning and use of the area under a ROC curve"). Computed from ranks,
+    because the pool asks for it block by block and scikit-learn's takes ten times as long on a few hundred rows.
+
+    >>> measure_auc(np.array([0, 1, 0, 1]), np.array([0.1, 0.9, 0.6, 0.4]))
+    0.75
+
+    :param labels: 0 or 1 ``[n]``.
+    :param scores: ``[n]``, larger for label 1.
+    :raises ValueError: if there are no rows of either label.
+    """
+    from scipy.stats import rankdata
+
+    positive = labels == 1
+    m, n = int(positive.sum()), int((~positive).sum())
+    if not m or not n:
+        raise ValueError(f"an AUC needs rows of both labels: there are {n} of label 0 and {m} of label 1")
+    return float((rankdata(scores)[positive].sum() - m * (m + 1) / 2) / (m * n))
 
 
 def delong(labels: Array, scores: Array) -> tuple[list[float], Array]:

@@ -57,9 +57,9 @@ def test_models_are_trained_once_and_a_run_that_was_killed_goes_on(world: Stored
 
 def test_stored_models_and_losses_are_those_of_a_world_in_memory(world: StoredWorld) -> None:
     list(world.train(processes=1))
-    expected = World(world.history, train_on_frequencies).losses(Made(2, recalibrated=4))
+    expected = World(world.history, train_on_frequencies).scores(Made(2, recalibrated=4))
     for _ in range(2):  # the second time from the stored losses
-        losses = world.play(lambda stored: stored.losses(Made(2, recalibrated=4)))
+        losses = world.play(lambda stored: stored.scores(Made(2, recalibrated=4)))
         np.testing.assert_allclose(losses["log_loss"], expected["log_loss"], atol=2e-3)
     assert len(TRAININGS) == 7
 
@@ -83,9 +83,7 @@ def test_recorded_answers_replace_the_fitted_teacher(tmp_path: Path) -> None:
 def world_of(losses: list[list[float]]) -> Any:
     """A stand-in for a world with these losses: model by week."""
 
-    return SimpleNamespace(
-        steps=len(losses), losses=lambda made: {"log_loss": np.array(losses[made.trained], dtype=np.float64)}
-    )
+    return SimpleNamespace(steps=len(losses), loss=lambda made: np.array(losses[made.trained], dtype=np.float64))
 
 
 def aging_losses(weeks: int, per_week: float) -> list[list[float]]:

@@ -44,7 +44,7 @@ def test_sources_and_knowledge_base_give_the_same_report_and_nothing_is_written(
     assert stored.measure == "auc" and stored.steps == 2 and stored.exchange_rate == 0.005
     assert never.responses == {} and never.quality_by_step[0] == weekly.quality_by_step[0]
     assert weekly.responses == {"redistil": 1} and weekly.trainings == 1 and weekly.price == 1.0
-    assert weekly.total == pytest.approx(weekly.log_loss + stored.exchange_rate_nats / 2)
+    assert weekly.total == pytest.approx(1 - weekly.quality + stored.exchange_rate / 2)
     rows = 14 * 120 - 119  # the training window, without the last day
     assert weekly.teacher_calls == pytest.approx(rows, abs=121)
 

@@ -70,7 +70,7 @@ def test_a_score_of_the_users_own_is_measured_beside_the_others(history: History
     own = {"target": "tests.replay.test_world:half_right", "name": "half", "low": 0.0, "high": 0.5}
     settings = history.settings.model_copy(update={"quality": QualitySettings.model_validate({"own": own})})
     past = History.of(settings, history.rows, history.start, history.step, history.steps)
-    losses = World(past, train_regression).losses(Made(0))
+    losses = World(past, train_regression).scores(Made(0))
     np.testing.assert_allclose(losses["half"], losses["accuracy"] / 2)
 
 

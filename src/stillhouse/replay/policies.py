@@ -48,12 +48,12 @@ class Played:
 
     def mean(self, world: World, measure: str) -> float:
         """Mean of the measure over all steps that have rows."""
-        values = [world.losses(made)[measure][step] for step, made in enumerate(self.champions)]
+        values = [world.scores(made)[measure][step] for step, made in enumerate(self.champions)]
         return float(np.nanmean(values))
 
     def total(self, world: World, exchange_rate: float) -> float:
-        """Mean clipped log loss per week plus price per week, times the weeks: loss-weeks."""
-        losses = np.nan_to_num([world.losses(made)["log_loss"][step] for step, made in enumerate(self.champions)])
+        """Mean loss per week in the world's measure plus price per week, times the weeks: loss-weeks."""
+        losses = np.nan_to_num([world.loss(made)[step] for step, made in enumerate(self.champions)])
         return float(losses.sum()) * (world.history.step / WEEK) + exchange_rate * self.price
 
     def realised(self, world: World) -> list[float]:
@@ -61,7 +61,7 @@ class Played:
         ends = [*(act.step for act in self.acts[1:]), world.steps][: len(self.acts)]
         gains = []
         for act, end in zip(self.acts, ends, strict=True):
-            old, new = (world.losses(made)["log_loss"][act.step : end] for made in (act.replaced, act.new))
+            old, new = (world.loss(made)[act.step : end] for made in (act.replaced, act.new))
             gains.append(float(np.nansum(old - new)) * (world.history.step / WEEK))
         return gains
 
@@ -83,7 +83,7 @@ def play_oracle(world: World, exchange_rate: float) -> Played:
     The optimum of Mahadevan & Mathioudakis 2024, "Cost-aware retraining for machine learning", §4, for known losses.
     """
     steps, weeks = world.steps, world.history.step / WEEK
-    until = np.cumsum([np.nan_to_num(world.losses(Made(k))["log_loss"]) for k in range(steps)], axis=1) * weeks
+    until = np.cumsum([np.nan_to_num(world.loss(Made(k))) for k in range(steps)], axis=1) * weeks
     best, last = np.full(steps + 1, math.inf), np.zeros(steps + 1, int)
     best[0] = 0.0
     for end in range(1, steps + 1):
@@ -173,6 +173,8 @@ def _situation(
         uncorrected=_curve(world, champion._replace(recalibrated=None), step),
         exchange_rate=exchange_rate,
         prices=prices,
+        measure=world.measure,
+        unit="nats" if world.measure == "log_loss" else "points",
         history=min(world.history.settings.windows.train / WEEK, step * weeks + 8),
         trainings=trainings,
         impossible={"update": only, "redistil_warm": only, "renew": only},
@@ -182,7 +184,7 @@ def _situation(
 def _curve(world: World, made: Made, step: int) -> Curve:
     """The losses that were known at the start of ``step``; the newest block counts with the outcomes known by then."""
     weeks = world.history.step / WEEK
-    losses = world.losses(made)["log_loss"][:step].copy()
+    losses = world.loss(made)[:step].copy()
     if made.made < step:
         losses[step - 1] = world.known_loss(made, step)
     return Curve(made.trained * weeks, (np.arange(step) + 0.5) * weeks, losses)
@@ -194,7 +196,5 @@ def _corrected_curve(world: World, champion: Made, step: int, back: int = 6) -> 
     losses = np.full(step, np.nan)
     for block in range(max(champion.trained + 1, step - back), step):
         corrected = champion._replace(recalibrated=block)
-        losses[block] = (
-            world.known_loss(corrected, step) if block == step - 1 else world.losses(corrected)["log_loss"][block]
-        )
+        losses[block] = world.known_loss(corrected, step) if block == step - 1 else world.loss(corrected)[block]
     return Curve(champion.trained * weeks, (np.arange(step) + 0.5) * weeks, losses)

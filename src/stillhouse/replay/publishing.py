@@ -22,8 +22,8 @@ def summarize(report: ReplayReport) -> str:
     length = report.step_seconds / 86_400
     return (
         f"{report.agent}: {report.rows:,} rows from the {report.source}, {report.steps} steps of {length:g} days from "
-        f"{report.start:%Y-%m-%d}; a redistillation costs {report.exchange_rate:g} points × weeks "
-        f"({report.exchange_rate_nats:.3g} nats × weeks); {report.seconds:.0f} s"
+        f"{report.start:%Y-%m-%d}; a redistillation costs {report.exchange_rate:g} of the range of "
+        f"{measure_title(report.measure)} for one week; {report.seconds:.0f} s"
     )
 
 

@@ -17,9 +17,9 @@ class ReplayResponse(Record):
     at: AwareDatetime = Field(description="start of the step before which it was made")
     step: int = Field(ge=1)
     response: str = Field(description="redistil, recalibrate or reuse")
-    predicted: float | None = Field(description="predicted gain a week (nats); None: the policy predicts none")
+    predicted: float | None = Field(description="predicted gain a week; None: the policy predicts none")
     gained: float = Field(
-        description="log loss of the replaced model less that of the new one until the next response, nats × weeks"
+        description="loss of the replaced model less that of the new one until the next response, × weeks"
     )
 
 
@@ -36,7 +36,7 @@ class PolicyReport(Record):
     trainings: int = Field(ge=0, description="students trained, the first one not counted")
     teacher_calls: int = Field(ge=0, description="rows that teachers were asked about in these trainings")
     price: float = Field(ge=0.0, description="sum of the prices of its responses, as multiples of a redistillation")
-    total: float = Field(description="mean log loss plus price at the exchange rate, nats per week")
+    total: float = Field(description="mean loss in the named measure plus price at the exchange rate, per week")
     quality_by_step: tuple[float | None, ...]
     log_loss_by_step: tuple[float | None, ...]
     accuracy_by_step: tuple[float | None, ...]
@@ -61,7 +61,7 @@ class ReplayReport(Record):
     exchange_rate: float = Field(
         ge=0.0, description="price of a redistillation: points of quality for one week (1: the whole range)"
     )
-    exchange_rate_nats: float = Field(ge=0.0, description="the same in nats of clipped log loss for one week")
+    unit: str = Field(description="unit of losses, gains and totals, that of the named measure")
     seconds: float = Field(ge=0.0)
     policies: tuple[PolicyReport, ...]
 

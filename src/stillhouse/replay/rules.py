@@ -37,7 +37,7 @@ POLICY_NAMES = (
 class Terms:
     """What a policy may know beside the world.
 
-    :ivar exchange_rate: price of a redistillation, in nats of log loss for one week.
+    :ivar exchange_rate: price of a redistillation, in the unit of the world's measure for one week.
     :ivar prices: of each response, as ratios to a redistillation.
     :ivar pool: models that the payoff policy may reuse.
     """

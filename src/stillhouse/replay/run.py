@@ -90,7 +90,7 @@ def replay(
         steps=histories[0].steps,
         rows=len(histories[0].rows),
         exchange_rate=rate,
-        exchange_rate_nats=_to_nats(rate, main),
+        unit=get_measure(main).unit or "points",
         seconds=time.monotonic() - began,
         policies=tuple(reports),
     )
@@ -131,8 +131,9 @@ def _play_all(
     """Every policy on one history; those with the same student share one world."""
     settings = history.settings
     trainers = {False: train_student, True: train_script_student}
+    measure = get_measure(settings)
     worlds = {
-        script: World(history, trainers[script], settings.quality.clip)
+        script: World(history, trainers[script], settings.quality.clip, measure.name)
         for script in dict.fromkeys(policy.script for policy in policies)
     }
     for script, world in worlds.items():
@@ -140,7 +141,7 @@ def _play_all(
         what = "training scripts" if script else "training students"
         world.prepare(steps, processes=processes, progress=partial(progress, what))
     payoff = settings.watch.payoff
-    terms = Terms(_to_nats(rate, settings), payoff.prices, payoff.pool)
+    terms = Terms(rate * measure.span, payoff.prices, payoff.pool)
     reports = []
     for number, policy in enumerate(policies):
         progress(f"playing {policy.name}", number, len(policies))
@@ -153,7 +154,7 @@ def _play_all(
 def _report(policy: Policy, world: World, played: Played, terms: Terms) -> PolicyReport:
     history, measure = world.history, get_measure(world.history.settings).name
     by_step = {
-        name: [world.losses(made)[name][step] for step, made in enumerate(played.champions)]
+        name: [world.scores(made)[name][step] for step, made in enumerate(played.champions)]
         for name in dict.fromkeys((measure, "log_loss", "accuracy"))
     }
     gains = played.realised(world)
@@ -200,8 +201,3 @@ def _finite(value: float) -> float | None:
 def _mean(values: Sequence[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return float(np.mean(known)) if known else math.nan
-
-
-def _to_nats(points: float, settings: AgentConfig) -> float:
-    """Points of quality (1: the whole range) as nats of the clipped log loss, which lies in 0…−ln ``clip``."""
-    return points * -math.log(settings.quality.clip)

@@ -17,12 +17,11 @@ from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
 from stillhouse.quality import Measure, get_measure
 from stillhouse.replay.history import History
 from stillhouse.replay.training import TrainedModel, train_student
-from stillhouse.stats import Correction, fit_correction
+from stillhouse.stats import Correction, fit_correction, measure_auc
 
 __all__ = ["Made", "World"]
 
@@ -51,14 +50,16 @@ class World:
 
     :ivar train: how a student is trained; by default as a refresh does.
     :ivar clip: smallest probability that the log loss counts.
+    :ivar measure: name of the measure that policies look at and are judged by.
     """
 
     history: History
     train: TrainFunction = train_student
     clip: float = 0.01
+    measure: str = "log_loss"
     _log_probs: dict[Made, Array] = field(default_factory=dict)
-    _losses: dict[Made, dict[str, Array]] = field(default_factory=dict)
-    _known: dict[tuple[Made, int], float] = field(default_factory=dict)
+    _scores: dict[Made, dict[str, Array]] = field(default_factory=dict)
+    _known: dict[tuple[Made, int], dict[str, float]] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -130,10 +131,10 @@ class World:
         measure = get_measure(self.history.settings)
         return None if measure.name in ("log_loss", "accuracy", "auc") else measure
 
-    def losses(self, made: Made) -> dict[str, Array]:
+    def scores(self, made: Made) -> dict[str, Array]:
         """Mean scores of the model in each step by measure, float ``[T]``; NaN before it was made, or without rows."""
-        if made not in self._losses:
-            labels, first, log_probs = self.history.labels, self._first_row(made), self.log_probs(made)
+        if made not in self._scores:
+            first, log_probs = self._first_row(made), self.log_probs(made)
             own = self.own_measure
             names = ("log_loss", "accuracy", "auc", *((own.name,) if own else ()))
             table = {name: np.full(self.steps, np.nan) for name in names}
@@ -141,24 +142,42 @@ class World:
                 rows = self.history.rows_of_step(step)
                 if rows.start < rows.stop:
                     block = log_probs[rows.start - first : rows.stop - first]
-                    for name, value in score(block, labels[rows], self.clip).items():
+                    for name, value in self._score(block, np.arange(rows.start, rows.stop)).items():
                         table[name][step] = value
-                    if own is not None:
-                        frame = self.history.rows.iloc[rows]
-                        table[own.name][step] = own.value(np.exp(block), labels[rows], frame)
-            self._losses[made] = table
-        return self._losses[made]
+            self._scores[made] = table
+        return self._scores[made]
+
+    def loss(self, made: Made) -> Array:
+        """Mean losses in :attr:`measure` in each step, less is better, float ``[T]``; NaN as in :meth:`scores`."""
+        return self._orient(self.scores(made)[self.measure])
 
     def known_loss(self, made: Made, decision: int) -> float:
-        """Mean log loss on the rows of the last step before ``decision`` whose outcomes are known then; NaN: none."""
+        """Loss on the rows of the last step before ``decision`` whose outcomes are known then; NaN: none."""
         key = made, decision
         if key not in self._known:
             rows = self.history.rows_of_step(decision - 1)
-            known = self.history.known_mask(rows, decision)
-            first, labels = self._first_row(made), self.history.labels[rows][known]
-            block = self.log_probs(made)[rows.start - first : rows.stop - first][known]
-            self._known[key] = score(block, labels, self.clip)["log_loss"] if len(labels) else math.nan
-        return self._known[key]
+            known = rows.start + np.flatnonzero(self.history.known_mask(rows, decision))
+            block = self.log_probs(made)[known - self._first_row(made)]
+            self._known[key] = self._score(block, known) if len(known) else {}
+        return float(self._orient(self._known[key].get(self.measure, math.nan)))
+
+    def _score(self, log_probs: Array, rows: Array) -> dict[str, float]:
+        """Every measure of log probabilities ``[m, K]`` of the rows with these indices ``[m]``."""
+        labels, own = self.history.labels[rows], self.own_measure
+        scores = score(log_probs, labels, self.clip)
+        if own is not None:
+            scores[own.name] = own.value(np.exp(log_probs), labels, self.history.rows.iloc[rows])
+        return scores
+
+    def _orient(self, value: Any) -> Any:
+        """A value of the measure as a loss, as the pool of a live agent does."""
+        match self.measure:
+            case "log_loss":
+                return value
+            case "accuracy" | "auc":
+                return 1.0 - value
+            case _:
+                return -get_measure(self.history.settings).sign * value
 
 
 def score(log_probs: Array, labels: Array, clip: float) -> dict[str, float]:
@@ -166,9 +185,7 @@ def score(log_probs: Array, labels: Array, clip: float) -> dict[str, float]:
     rows = np.arange(len(labels))
     auc = math.nan
     if log_probs.shape[1] == 2 and 0 < labels.sum() < len(labels):
-        ranks, positive = rankdata(log_probs[:, 1] - log_probs[:, 0]), labels == 1
-        m = int(positive.sum())
-        auc = float((ranks[positive].sum() - m * (m + 1) / 2) / (m * (len(labels) - m)))
+        auc = measure_auc(labels, log_probs[:, 1] - log_probs[:, 0])
     return {
         "log_loss": float(-np.maximum(log_probs[rows, labels], math.log(clip)).mean()),
         "accuracy": float((log_probs.argmax(axis=1) == labels).mean()),
