@@ -7,15 +7,17 @@ pool; the champion of day 20 is much worse by then.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import stillhouse
 from stillhouse import config
+from stillhouse.certifying.run import verify
 from stillhouse.champion import open_registry
 from stillhouse.drift.decide import decide_from_evidence
 from stillhouse.evaluate import gate
@@ -23,6 +25,7 @@ from stillhouse.knowledge import KnowledgeBase
 from stillhouse.promoting import promote_version
 from stillhouse.records import ChampionChoice, PoolState, Reckoning, Verdict
 from stillhouse.shown import escape_markdown
+from stillhouse.variant import Variant
 from stillhouse.watching import payoff, pool, promotions, run
 from stillhouse.watching.publishing import format_pool, format_reckoning
 from stillhouse.watching.window import get_window, open_window
@@ -90,6 +93,26 @@ def test_an_inconclusive_challenger_becomes_champion_by_evidence(base: Knowledge
     page = format_pool(verdict)
     assert page.startswith("## Pool") and escape_markdown(choice.member) in page and "| yes |" in page
     assert format_reckoning(verdict) == ""  # the agent file asks for alarms
+
+
+def test_a_member_that_is_worse_on_a_slice_does_not_become_champion(
+    base: KnowledgeBase, day: Day, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, align = _champion(), payoff.align_probs
+
+    def swap_in_the_north(variant: Variant, rows: pd.DataFrame, actions: Sequence[str]) -> Any:
+        """There the old champion is right and its challenger is wrong."""
+        probs = align(variant, rows, actions)
+        north = (rows["place"] == "north").to_numpy()
+        probs[north] = probs[north, ::-1]
+        return probs
+
+    monkeypatch.setattr(payoff, "align_probs", swap_in_the_north)
+    verdict = stillhouse.watch("toy", day(57))
+    choice = _choice(verdict)
+    assert choice.action == "keep" and _champion() == first and "on place=north" in choice.text
+    assert choice.reasons[0].failed and choice.reasons[0].measure == "accuracy:place=north"
+    assert verify("toy", verdict.verdict_id).identical
 
 
 def test_a_watch_that_is_killed_before_its_promotion_is_completed_once(

@@ -182,10 +182,20 @@ def _compare_history(watched: WatchedWindow, record: Evidence, findings: Finding
 
 
 def _compare_choice(settings: AgentConfig, record: Evidence, findings: Findings) -> None:
-    """Which member of the pool should be champion, from the recorded state of the pool."""
-    if record.pool is None or record.choice is None:
+    """Which member of the pool should be champion, from the recorded state of the pool.
+
+    In front of the pool's reasons the watch puts what it has compared on rows: a reuse that is proven or not, or a slice
+    on which the new champion would be worse. These decide over the pool.
+    """
+    recorded, what = record.choice, "the choice of the champion in the pool"
+    if record.pool is None or recorded is None:
         return
     choice = choose_champion(record.pool, allow_promotion=not settings.outcomes.depend_on_decision)
-    findings.compare(
-        "the choice of the champion in the pool", record.choice.model_dump(mode="json"), choice.model_dump(mode="json")
-    )
+    compared = recorded.reasons[: len(recorded.reasons) - len(choice.reasons)]
+    if not compared:
+        findings.compare(what, recorded.model_dump(mode="json"), choice.model_dump(mode="json"))
+        return
+    pool_reasons = [reason.model_dump(mode="json") for reason in recorded.reasons[len(compared) :]]
+    findings.compare(f"{what}: reasons", pool_reasons, [reason.model_dump(mode="json") for reason in choice.reasons])
+    action = "keep" if any(reason.failed for reason in compared) else "promote"
+    findings.compare(f"{what}: what the comparisons on rows decide", recorded.action, action)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import pandas as pd
 
 from stillhouse.champion import Champion, load_version, open_registry
 from stillhouse.errors import RegistryError, StillhouseError
-from stillhouse.evaluate.comparing import compare_models, lower_bound
+from stillhouse.evaluate.comparing import compare_models, lower_bound, upper_bound
 from stillhouse.evaluate.gate import first_look_confidence
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.payoff.champion_choice import newest_block_veto
@@ -81,7 +82,7 @@ def reckon(watched: WatchedWindow, as_of: datetime) -> tuple[PoolState | None, C
     predictions = _read_predictions(watched.base, [s for s in switches if as_of - HISTORY <= s.as_of <= as_of])
     gains = _measure_gains(pool.scores, switches, predictions, get_measure(watched.settings), as_of)
     state = state.model_copy(update={"realised": tuple(gains)})
-    choice = choose_member(watched, state)
+    choice = _veto_slice_harm(watched, as_of, choose_member(watched, state))
     if watched.settings.watch.resolved_policy != "payoff":
         return state, choice, None
     situation = build_situation(watched, as_of, state, pool, predictions)
@@ -91,6 +92,19 @@ def reckon(watched: WatchedWindow, as_of: datetime) -> tuple[PoolState | None, C
     if reckoning.chosen == "reuse" and choice.action == "keep":
         choice, reckoning = _prove_reuse(watched, as_of, state, choice, reckoning)
     return state, choice, reckoning
+
+
+def _veto_slice_harm(watched: WatchedWindow, as_of: datetime, choice: ChampionChoice) -> ChampionChoice:
+    """The choice; the champion stays where its successor is proven worse on a slice. Going back is not vetoed."""
+    if choice.action != "promote":
+        return choice
+    harm = _find_slice_harm(watched, choice.member, choice.champion, as_of)
+    if harm is None:
+        return choice
+    text = f"{choice.champion} stays champion: {harm.text}"
+    return choice.model_copy(
+        update={"action": "keep", "member": choice.champion, "text": text, "reasons": (harm, *choice.reasons)}
+    )
 
 
 # --------------------------------------------------------------------------- the situation
@@ -310,7 +324,64 @@ def compare_for_reuse(watched: WatchedWindow, member: str, champion: str, as_of:
     :param member: name@version; ``champion`` likewise.
     :returns: None if there are too few rows.
     """
-    settings, measure = watched.settings, get_measure(watched.settings)
+    answered = _answer_common_rows(watched, member, champion, as_of)
+    return answered and answered.compare(watched, "test", watched.settings.margins.test)
+
+
+def _find_slice_harm(watched: WatchedWindow, member: str, champion: str, as_of: datetime) -> Reason | None:
+    """The reason why the member is proven worse on a slice by more than its margin; None: it is not."""
+    promotion, margin = watched.settings.promotion, watched.settings.margins.slice
+    answered = _answer_common_rows(watched, member, champion, as_of) if promotion.slices else None
+    if answered is None:
+        return None
+    confidence = first_look_confidence(promotion.confidence)
+    for column in promotion.slices:
+        for value in sorted(answered.rows[column].dropna().unique()):
+            mask = (answered.rows[column] == value).to_numpy()
+            if mask.sum() < promotion.min_slice_rows:
+                continue
+            comparison = answered.select(mask).compare(watched, f"{column}={value}", margin)
+            if comparison is not None and (high := upper_bound(comparison, confidence)) < -margin:
+                text = (
+                    f"{member} is worse than {champion} on {column}={value} ({comparison.rows} rows): "
+                    f"{comparison.measure} {comparison.challenger:.4f} against {comparison.champion:.4f}, upper "
+                    f"{confidence:.4g} bound of the gain {high:+.4f}, below -{margin:.4g}"
+                )
+                measure = f"{comparison.measure}:{column}={value}"
+                return Reason(measure=measure, value=high, threshold=-margin, failed=True, text=text)
+    return None
+
+
+@dataclass(frozen=True)
+class _AnsweredRows:
+    """Labelled rows that are new to two models.
+
+    :ivar probs: of the member and of the champion, each ``[n, K]``.
+    """
+
+    rows: pd.DataFrame
+    probs: tuple[Array, Array]
+
+    def select(self, mask: Array) -> _AnsweredRows:
+        """The rows where ``mask`` is True."""
+        return _AnsweredRows(self.rows[mask].reset_index(drop=True), (self.probs[0][mask], self.probs[1][mask]))
+
+    def compare(self, watched: WatchedWindow, name: str, margin: float) -> Comparison | None:
+        """The member against the champion, as the gate compares; None if there are too few rows."""
+        return compare_models(
+            name,
+            self.rows["outcome"].to_numpy(),
+            *self.probs,
+            margin,
+            cluster_ids(self.rows["observed_at"], watched.settings.promotion.cluster),
+            measure=get_measure(watched.settings),
+            rows=self.rows,
+        )
+
+
+def _answer_common_rows(watched: WatchedWindow, member: str, champion: str, as_of: datetime) -> _AnsweredRows | None:
+    """The rows of the newest test window's complete blocks that are new to both; None: there are none."""
+    settings = watched.settings
     opened = [_open_member(watched, model) for model in (member, champion)]
     length = settings.windows.test or (opened[1].baseline.test.end - opened[1].baseline.test.start)
     block, delay = settings.watch.block, settings.outcomes.delay
@@ -323,18 +394,8 @@ def compare_for_reuse(watched: WatchedWindow, member: str, champion: str, as_of:
     rows = rows[(rows["block_start"] >= start) & (rows["block_start"] < end)].reset_index(drop=True)
     if rows.empty:
         return None
-    labels = rows["outcome"].to_numpy()
-    probs = [align_probs(one.variant, rows, settings.actions) for one in opened]
-    return compare_models(
-        "test",
-        labels,
-        probs[0],
-        probs[1],
-        settings.margins.test,
-        cluster_ids(rows["observed_at"], settings.promotion.cluster),
-        measure=measure,
-        rows=rows,
-    )
+    of_member, of_champion = (align_probs(one.variant, rows, settings.actions) for one in opened)
+    return _AnsweredRows(rows, (of_member, of_champion))
 
 
 def _open_member(watched: WatchedWindow, model: str) -> Champion:
@@ -386,6 +447,8 @@ def _judge_reuse(watched: WatchedWindow, as_of: datetime, state: PoolState, memb
     evidence = next((one for one in state.evidence if one.member == member), None)
     if evidence is not None and (veto := newest_block_veto(evidence)):
         return veto
+    if harm := _find_slice_harm(watched, member, state.champion, as_of):
+        return harm
     low = lower_bound(comparison, confidence)
     failed = low < -margin
     text = (
