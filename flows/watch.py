@@ -52,6 +52,7 @@ def watch(
     pool, choice, reckoning = watching.reckon(agent, now, data)
     verdict = watching.decide_response(agent, now, data, report, cost, reckoning, choice, pool)
     if promotion := watching.carry_out_choice(data, verdict):
+        reporting.publish_promotion(promotion)
         events.announce_verdict(promotion)
     reporting.publish_watch(verdict, data, report, mixture)
     if verdict.refresh_mode is not None:
