@@ -64,7 +64,7 @@ def name_run() -> str:
     context = FlowRunContext.get()
     if context is None:
         raise RuntimeError("a run is named while it begins")
-    parameters = context.parameters
+    parameters = context.parameters or {}
     moment = parameters.get("as_of") or parameters.get("end")
     name = _name_request(context) + (f" {_format_time(moment)}" if moment else "")
     return f"{name} ({parameters['trigger']})" if "trigger" in parameters else name
@@ -107,8 +107,9 @@ def log_verdict(verdict: Verdict) -> None:
 
 def _name_request(context: FlowRunContext) -> str:
     """What the run was asked for, and the agent: ``rollback flights``."""
-    asked = context.parameters.get("action") or (context.flow.name if context.flow else "")
-    return f"{asked} {context.parameters['agent']}"
+    parameters = context.parameters or {}
+    asked = parameters.get("action") or (context.flow.name if context.flow else "")
+    return f"{asked} {parameters['agent']}"
 
 
 def _rename_run(context: FlowRunContext, name: str) -> None:

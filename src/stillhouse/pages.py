@@ -46,7 +46,7 @@ def format_heading(verdict: Verdict) -> str:
 
 
 def insert_after_heading(page: str, section: str) -> str:
-    """The page with a section before its first section, or at its end.
+    r"""The page with a section before its first section, or at its end.
 
     >>> insert_after_heading("# flights: promoted\n\nsummary\n\n## Models\n\ntable", "## Approve\n\nlink")
     '# flights: promoted\n\nsummary\n\n## Approve\n\nlink\n\n## Models\n\ntable'
