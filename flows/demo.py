@@ -23,11 +23,12 @@ from stillhouse.demonstrating import (
 from stillhouse.weeks import WeekBoard
 from tasks import demonstrating, ingesting
 from tasks.common import AgentName
+from tasks.endings import conclude, name_run
 
 __all__ = ["demo"]
 
 
-@flow(name="demo", flow_run_name="demo {agent}", validate_parameters=True)
+@flow(name="demo", flow_run_name=name_run, validate_parameters=True)
 def demo(
     agent: AgentName = "flights",
     bootstrap_weeks: Annotated[int, Field(ge=2, le=26)] = 8,
@@ -62,7 +63,8 @@ def demo(
                 _watch_and_refresh(agent, moment, board)
             scores.append(score_week(agent, end, never_refreshed))
             board.add(scores[-1])
-    return demonstrating.summarize(agent, scores, time.monotonic() - began)
+    result = demonstrating.summarize(agent, scores, time.monotonic() - began)
+    return conclude("demo", result, demonstrating.describe(result))
 
 
 def _list_watches(end: datetime, watch_days: int) -> list[datetime]:

@@ -8,11 +8,12 @@ from prefect import flow
 
 from tasks import ingesting
 from tasks.common import AgentName
+from tasks.endings import conclude, name_run
 
 __all__ = ["live"]
 
 
-@flow(name="live", flow_run_name="live {agent}", validate_parameters=True)
+@flow(name="live", flow_run_name=name_run, validate_parameters=True)
 def live(agent: AgentName, end: datetime, start: datetime | None = None) -> int:
     """Read observations and known outcomes from the agent file's sources; returns the number of added observations.
 
@@ -24,4 +25,5 @@ def live(agent: AgentName, end: datetime, start: datetime | None = None) -> int:
         end: end of the period (UTC)
         start: start of the period (UTC); empty: where the knowledge base ends, or `observations.since`
     """
-    return ingesting.live(agent, ingesting.find_start(agent, start), end)
+    added = ingesting.live(agent, ingesting.find_start(agent, start), end)
+    return conclude("live", added, f"{added:,} observations added until {end:%Y-%m-%d %H:%M}")

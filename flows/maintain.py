@@ -10,11 +10,12 @@ from stillhouse.knowledge.upkeep import UpkeepReport
 from stillhouse.locks import upkeep_lock
 from tasks import maintaining
 from tasks.common import AgentName
+from tasks.endings import conclude, name_run
 
 __all__ = ["maintain"]
 
 
-@flow(name="maintain", flow_run_name="maintain {agent}", validate_parameters=True)
+@flow(name="maintain", flow_run_name=name_run, validate_parameters=True)
 def maintain(agent: AgentName = "flights", as_of: datetime | None = None) -> UpkeepReport:
     """Flush the spools, compact small files, delete rows older than `upkeep.keep`, and delete files of unused versions.
 
@@ -41,4 +42,5 @@ def maintain(agent: AgentName = "flights", as_of: datetime | None = None) -> Upk
             nothing_removed=learned.unknown,
         )
         maintaining.publish(report)
-    return report
+    state = "Problems found" if maintaining.list_problems(report) else "Completed"
+    return conclude("maintain", report, maintaining.summarize_report(report), state=state, as_of=report.as_of)

@@ -11,11 +11,12 @@ from stillhouse.locks import refresh_lock
 from stillhouse.records import Verdict
 from tasks import events, promoting, reporting
 from tasks.common import AgentName
+from tasks.endings import conclude_verdict, name_run
 
 __all__ = ["promote"]
 
 
-@flow(name="promote", flow_run_name="{action} {agent}", validate_parameters=True)
+@flow(name="promote", flow_run_name=name_run, validate_parameters=True)
 def promote(
     agent: AgentName = "flights",
     action: Literal["promote", "approve", "reject", "rollback"] = "promote",
@@ -45,4 +46,4 @@ def promote(
             verdict = promoting.promote_version(agent, version, reason, by)
         reporting.publish_promotion(verdict)
         events.announce_verdict(verdict)
-    return verdict
+    return conclude_verdict("promote", verdict)

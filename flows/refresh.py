@@ -12,14 +12,15 @@ from stillhouse.locks import refresh_lock
 from stillhouse.records import Refresh, RefreshModeName, Verdict
 from stillhouse.refreshing.modes import fall_back
 from stillhouse.refreshing.publishing import closing_on_failure
-from stillhouse.refreshing.session import session_scope
+from stillhouse.refreshing.session import RefreshRequest, session_scope
 from tasks import events, refreshing, reporting
 from tasks.common import AgentName
+from tasks.endings import conclude_verdict, name_run
 
 __all__ = ["refresh"]
 
 
-@flow(name="refresh", flow_run_name="refresh {agent} ({trigger})", validate_parameters=True)
+@flow(name="refresh", flow_run_name=name_run, validate_parameters=True)
 def refresh(
     agent: AgentName = "flights",
     as_of: datetime | None = None,
@@ -50,20 +51,24 @@ def refresh(
     with refresh_lock(agent):
         request = refreshing.request_refresh(agent, as_of, trigger, cause, teacher, mode)
         with session_scope(request):
-            closed = refreshing.find_answering_verdict(request)
-            if closed is not None:
-                return closed
-            refreshing.require_learnable(request)
-            job = refreshing.open_refresh(request, refreshing.check_data(request))
-            if job.finished and job.verdict is not None:
-                return job.verdict
-            with closing_on_failure(job):
-                verdict = job.verdict or _make_and_judge(job)
-                refreshing.make_final_fit(job, verdict)
-                reporting.publish_refresh(job, verdict)
-                refreshing.settle(job, verdict)
-                events.announce_verdict(verdict)
-            return verdict
+            return conclude_verdict("refresh", _answer(request))
+
+
+def _answer(request: RefreshRequest) -> Verdict:
+    closed = refreshing.find_answering_verdict(request)
+    if closed is not None:
+        return closed
+    refreshing.require_learnable(request)
+    job = refreshing.open_refresh(request, refreshing.check_data(request))
+    if job.finished and job.verdict is not None:
+        return job.verdict
+    with closing_on_failure(job):
+        verdict = job.verdict or _make_and_judge(job)
+        refreshing.make_final_fit(job, verdict)
+        reporting.publish_refresh(job, verdict)
+        refreshing.settle(job, verdict)
+        events.announce_verdict(verdict)
+    return verdict
 
 
 def _make_and_judge(job: Refresh) -> Verdict:

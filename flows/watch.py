@@ -11,11 +11,12 @@ from flows.refresh import refresh
 from stillhouse.records import Verdict
 from tasks import events, promoting, reporting, watching
 from tasks.common import AgentName
+from tasks.endings import conclude_verdict, name_run
 
 __all__ = ["watch"]
 
 
-@flow(name="watch", flow_run_name="watch {agent}", validate_parameters=True)
+@flow(name="watch", flow_run_name=name_run, validate_parameters=True)
 def watch(
     agent: AgentName = "flights",
     as_of: datetime | None = None,
@@ -51,10 +52,11 @@ def watch(
     pool, choice, reckoning = watching.reckon(agent, now, data)
     verdict = watching.decide_response(agent, now, data, report, cost, reckoning, choice, pool)
     if promotion := watching.carry_out_choice(data, verdict):
+        reporting.publish_promotion(promotion)
         events.announce_verdict(promotion)
     reporting.publish_watch(verdict, data, report, mixture)
     if verdict.refresh_mode is not None:
         watching.announce_drift(verdict)
         if on_drift == "refresh":
             refresh(agent=agent, as_of=now, trigger="drift", cause=verdict.verdict_id, mode=verdict.refresh_mode)
-    return verdict
+    return conclude_verdict("watch", verdict)

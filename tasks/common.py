@@ -1,8 +1,7 @@
-"""Settings that all tasks share: timeout, retries, and how user errors are logged."""
+"""Settings that all tasks share: timeout, retries, names of artifacts, and the log."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -11,6 +10,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from pydantic import Field
 
 from stillhouse.errors import RegistryError, StillhouseError
+from tasks.logs import configure_logs
 
 __all__ = ["AgentName", "artifact_key", "engine_task"]
 
@@ -57,14 +57,4 @@ async def _can_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) ->
     return False
 
 
-class _WithoutUserTracebacks(logging.Filter):
-    """Log a user error as its one-sentence message; other errors keep their traceback."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], StillhouseError):
-            record.exc_info = None
-        return True
-
-
-for _name in ("prefect.flow_runs", "prefect.task_runs"):
-    logging.getLogger(_name).addFilter(_WithoutUserTracebacks())
+configure_logs()

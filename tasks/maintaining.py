@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from stillhouse import maintaining
 from stillhouse.knowledge.flush import FlushResult
 from stillhouse.knowledge.upkeep import CompactionResult, DeletedRows, UpkeepReport, VacuumResult
-from stillhouse.maintaining import ModelWindows, resolve_time
+from stillhouse.maintaining import ModelWindows, list_problems, resolve_time, summarize_report
 from tasks.common import artifact_key, engine_task
 
 __all__ = [
@@ -18,10 +18,12 @@ __all__ = [
     "flush_spools",
     "free",
     "learned_windows",
+    "list_problems",
     "look_for_damage",
     "publish",
     "remove_old_rows",
     "resolve_time",
+    "summarize_report",
 ]
 
 
@@ -64,7 +66,7 @@ def free(agent: str, learned: ModelWindows) -> tuple[VacuumResult, ...]:
 @engine_task("publish")
 def publish(report: UpkeepReport) -> None:
     """Create an artifact of the report, and log its problems as warnings."""
-    for problem in (*report.flushed.problems, *report.problems, *filter(None, [report.nothing_removed])):
+    for problem in list_problems(report):
         get_run_logger().warning("%s", problem)
     key, page = artifact_key("maintain", report.agent), maintaining.format_report(report)
-    create_markdown_artifact(page, key=key, description=maintaining.summarize_report(report))
+    create_markdown_artifact(page, key=key, description=summarize_report(report))

@@ -11,11 +11,12 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from stillhouse import config
 from stillhouse.pages import draw_png
 from stillhouse.replay import publishing
+from stillhouse.replay.publishing import summarize
 from stillhouse.replay.report import ReplayReport
 from stillhouse.replay.run import replay
 from tasks.common import artifact_key, engine_task
 
-__all__ = ["play", "publish"]
+__all__ = ["play", "publish", "summarize"]
 
 
 @engine_task("play policies", retries=0, timeout_seconds=12 * 3600)
@@ -48,7 +49,7 @@ def publish(report: ReplayReport) -> None:
     """Write the report, create artifacts of table and figure, and log a run for each policy to MLflow."""
     publishing.write_report(report, config.home() / "replay" / report.agent)
     key = artifact_key("replay", report.agent)
-    create_markdown_artifact(publishing.format_page(report), key=key, description=publishing.summarize(report))
+    create_markdown_artifact(publishing.format_page(report), key=key, description=summarize(report))
     picture = f"data:image/png;base64,{base64.b64encode(draw_png(publishing.draw_report(report))).decode()}"
     create_image_artifact(picture, key=f"{key}-figure", description="quality over time, and responses")
     publishing.log_replay(report)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from prefect.artifacts import create_markdown_artifact
 
 from data_checks.report import markdown
-from stillhouse.pages import format_heading, format_line
+from stillhouse.pages import format_heading, format_line, format_reasons, insert_after_heading
 from stillhouse.records import DataReport, DriftReport, Refresh, TeacherWeights, Verdict
 from stillhouse.refreshing.page import format_refresh_page
+from stillhouse.refreshing.publishing import read_challenger_name
 from stillhouse.refreshing.session import get_session
 from stillhouse.watching.publishing import draw_watch_figures, format_watch_page, log_watch
 from stillhouse.watching.window import get_window
 from tasks.common import artifact_key, engine_task
+from tasks.forms import format_approval
 
 __all__ = ["publish_promotion", "publish_refresh", "publish_watch"]
 
@@ -33,11 +35,17 @@ def publish_refresh(job: Refresh, verdict: Verdict) -> None:
     """Publish the gate's verdict and the scorecards of all models of the refresh."""
     session = get_session(job)
     page = format_refresh_page(job, verdict, session.base, session.registry)
+    if verdict.result == "awaiting_approval":
+        version = session.registry.version_of(job.refresh_id, read_challenger_name(verdict))
+        page = insert_after_heading(page, format_approval(job.agent, version))
     create_markdown_artifact(page, key=artifact_key("refresh", job.agent), description=format_line(verdict))
 
 
 @engine_task("publish")
 def publish_promotion(verdict: Verdict) -> None:
-    """Publish the new champion, the previous one, and the reason for the change."""
-    key = artifact_key("promotion", verdict.agent)
-    create_markdown_artifact(format_heading(verdict), key=key, description=format_line(verdict))
+    """Publish the new champion, the previous one, and the reason for the change; or what waits for a person."""
+    key, parts = artifact_key("promotion", verdict.agent), [format_heading(verdict)]
+    if verdict.result == "awaiting_approval":
+        parts.append(format_approval(verdict.agent, str(verdict.evidence["challenger"]).rpartition("@")[2]))
+    parts.append(format_reasons(verdict.reasons))
+    create_markdown_artifact("\n\n".join(parts), key=key, description=format_line(verdict))

@@ -60,7 +60,7 @@ def prefect_artifact(page: Page) -> None:
     run = drift_refresh()["id"]
     wanted = {"flow_run_id": {"any_": [run]}, "key": {"any_": [f"refresh-{AGENT}"]}}
     (artifact,) = post(f"{PREFECT}/api/artifacts/filter", artifacts=wanted)
-    open_(page, f"{PREFECT}/artifacts/artifact/{artifact['id']}", "Scorecards")
+    open_(page, f"{PREFECT}/artifacts/artifact/{artifact['id']}", "Models on the test window")
 
 
 def prefect_form(page: Page) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "find_damage",
     "flush_spools",
     "format_report",
+    "list_problems",
     "read_model_windows",
     "resolve_time",
     "summarize_report",
@@ -114,20 +115,7 @@ def format_report(report: UpkeepReport) -> str:
     """
     flushed = report.flushed
     flushed_rows = ", ".join(f"{rows:,} {table}" for table, rows in flushed.rows.items()) or "none"
-    problems = [
-        *flushed.problems,
-        *report.problems,
-        *(
-            [f"{flushed.dead} events could not become rows: see the files `.dead` beside the spools"]
-            * bool(flushed.dead)
-        ),
-        *([f"nothing was removed: {report.nothing_removed}"] * bool(report.nothing_removed)),
-        *(
-            f"{result.table}@{version}, which {', '.join(models)} learned from, cannot be read"
-            for result in report.freed
-            for version, models in result.unreadable.items()
-        ),
-    ]
+    problems = list_problems(report)
     compacted = [
         (
             result.table,
@@ -156,6 +144,24 @@ def format_report(report: UpkeepReport) -> str:
         _format_table("On the disk", ("table", "files", "bytes", "old versions kept"), freed),
     ]
     return "\n\n".join(filter(None, parts))
+
+
+def list_problems(report: UpkeepReport) -> list[str]:
+    """What a person should look at, one sentence each; empty if all went well."""
+    return [
+        *report.flushed.problems,
+        *report.problems,
+        *(
+            [f"{report.flushed.dead} events could not become rows: see the files `.dead` beside the spools"]
+            * bool(report.flushed.dead)
+        ),
+        *([f"nothing was removed: {report.nothing_removed}"] * bool(report.nothing_removed)),
+        *(
+            f"{result.table}@{version}, which {', '.join(models)} learned from, cannot be read"
+            for result in report.freed
+            for version, models in result.unreadable.items()
+        ),
+    ]
 
 
 def summarize_report(report: UpkeepReport) -> str:

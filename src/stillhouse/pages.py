@@ -26,6 +26,7 @@ __all__ = [
     "format_reasons",
     "format_table",
     "format_weights",
+    "insert_after_heading",
     "join_first",
 ]
 
@@ -44,16 +45,27 @@ def format_heading(verdict: Verdict) -> str:
     )
 
 
-_STATUS = {"passed": "passed", "failed": "**failed**", "undecided": "**undecided**", "requested": "requested"}
+def insert_after_heading(page: str, section: str) -> str:
+    r"""The page with a section before its first section, or at its end.
+
+    >>> insert_after_heading("# flights: promoted\n\nsummary\n\n## Models\n\ntable", "## Approve\n\nlink")
+    '# flights: promoted\n\nsummary\n\n## Approve\n\nlink\n\n## Models\n\ntable'
+    """
+    heading, mark, rest = page.partition("\n\n## ")
+    return f"{heading}\n\n{section}{mark}{rest}"
+
+
+_STATUS = {"requested": "requested", "failed": "**failed**", "undecided": "**undecided**", "passed": "passed"}
 
 
 def format_reasons(reasons: tuple[Reason, ...]) -> str:
-    """The reasons as a list, one a line; in a table Prefect would cut off long sentences.
+    """The reasons as a list, one a line, what failed first; in a table Prefect would cut off long sentences.
 
     >>> print(format_reasons((Reason(measure="psi", failed=True, text="dep_delay has moved"),)))
     - **failed** `psi`: dep_delay has moved
     """
-    lines = (f"{_STATUS[r.status]} {escape_code(r.measure)}: {md(r.text)}" for r in reasons)
+    ranked = sorted(reasons, key=lambda reason: list(_STATUS).index(reason.status))
+    lines = (f"{_STATUS[r.status]} {escape_code(r.measure)}: {md(r.text)}" for r in ranked)
     return "\n".join(f"- {line}" for line in lines)
 
 

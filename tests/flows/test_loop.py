@@ -194,6 +194,9 @@ def test_a_person_decides_about_the_waiting_challenger(day, agents: Path, announ
     verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap")
     assert verdict.result == "awaiting_approval" and open_registry("toy").champion() is None
     challenger = open_registry("toy").challenger()
+    page = artifacts()["refresh-toy"]
+    assert page.index("## Approve or reject") < page.index("## Models") and f"**{challenger}** passed" in page
+    assert f"promote --agent toy --version {challenger.version} --action approve" in page and "](http" not in page
     rejected = promote(agent="toy", action="reject", reason="not yet", by="ada")
     assert rejected.result == "rejected" and open_registry("toy").challenger() is None
     with pytest.raises(RegistryError, match="no version of agent 'toy' waits for approval"):

@@ -54,6 +54,7 @@ def test_the_event_has_the_champion_and_the_summary_as_text(monkeypatch: pytest.
         "verdict_id": "v1",
         "as_of": "2024-01-01T00:00:00+00:00",
         "summary": "flights@3 refused on place=<!channel>{{ 7 * 7 }}\\n\\x1b[31m",
+        "form": "",
     }
 
 

@@ -66,6 +66,7 @@ class ColumnDistance:
     :ivar heading: its name at the head of a table column.
     :ivar columns: the columns that have it.
     :ivar always_reported: whether a verdict reports it although it has no threshold.
+    :ivar on_pages: whether the page of a watch shows it; the verdict has all.
     """
 
     field: str
@@ -73,6 +74,7 @@ class ColumnDistance:
     heading: str
     columns: Literal["columns", "numbers"]
     always_reported: bool = False
+    on_pages: bool = False
 
     def format(self, drift: ColumnDrift) -> str:
         """The value of ``drift`` for a table cell; empty where the column does not have it."""
@@ -83,10 +85,10 @@ class ColumnDistance:
 
 
 COLUMN_DISTANCES = (
-    ColumnDistance("psi", "PSI", "PSI", "columns", always_reported=True),
+    ColumnDistance("psi", "PSI", "PSI", "columns", always_reported=True, on_pages=True),
     ColumnDistance("ks", "Kolmogorov–Smirnov distance", "KS", "numbers"),
     ColumnDistance("wasserstein", "Wasserstein-1 distance", "Wasserstein", "numbers"),
-    ColumnDistance("effect", "effect size", "effect size", "columns"),
+    ColumnDistance("effect", "effect size", "effect size", "columns", on_pages=True),
 )
 """The distances of :func:`stillhouse.drift.distances.measure_column`, in the order of tables."""
 

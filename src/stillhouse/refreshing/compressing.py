@@ -27,6 +27,7 @@ from stillhouse.refreshing.data import Array
 from stillhouse.refreshing.session import Session, get_session
 from stillhouse.refreshing.students import read_columns, read_history
 from stillhouse.registry import names
+from stillhouse.shown import escape_line
 from stillhouse.stats import replace_non_finite
 
 __all__ = [
@@ -63,15 +64,17 @@ def compress_student(
     """
     job, settings = session.job, session.settings
     only = {} if recipe is None else {"recipes": (recipe,), "search": None}
-    return search(
+    frontier = search(
         functools.partial(_make_target, job, teacher, student, make_recovery_sets),
         settings.compression.model_copy(update=only),
         SizeLimits(**settings.budgets.model_dump(include=set(SizeLimits.model_fields))),
         variant_writer(job.agent, settings.actions, {"refresh": job.refresh_id, "teacher": teacher.version}),
         Path(job.folder) / folder,
         initial_recipes=_read_initial_recipes(session) if recipe is None else (),
-        on_candidate=lambda candidate: log.info("%s", candidate),
+        on_candidate=lambda candidate: log.info("candidate %s", candidate),
     )
+    log.info("%s candidates, %s is chosen: %s", len(frontier.candidates), frontier.chosen, escape_line(frontier.why))
+    return frontier
 
 
 def find_compression_run(session: Session) -> str | None:

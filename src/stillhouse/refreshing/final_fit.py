@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,10 +51,13 @@ from stillhouse.refreshing.session import Session
 from stillhouse.refreshing.students import read_columns, read_history, save_student
 from stillhouse.registry import Lineage, NewVariant, names
 from stillhouse.registry.registry import FINAL_FIT_OF
+from stillhouse.shown import escape_line
 from stillhouse.stats import total_variation
 from stillhouse.variant import Variant, encode
 
 __all__ = ["find_deciding_version", "keep_inputs", "make_final_fit"]
+
+log = logging.getLogger(__name__)
 
 _EPOCHS = 1  # passes over all rows from the challenger's weights; measured in docs/decisions/0961-final-fit.md
 _PEAK_SHARE = 0.3  # of the peak learning rate of the training
@@ -119,8 +123,10 @@ def make_final_fit(session: Session, verdict: Verdict) -> FinalFit | None:
         candidate = _compress(session, inputs, student, make_sets)
     except ExportError as error:
         registry.runs.set_tags(inputs.job.run_id, final_fit_not_made=str(error))
+        log.info("no final fit: %s", escape_line(error))
         return None
     fit = fit or _certify(session, inputs, verdict, student, candidate)
+    log.info("final fit: %s", escape_line(fit.text))
     registry.runs.log_record(inputs.job.run_id, fit, names.FINAL_FIT)
     if not registered:
         _register(session, inputs, student, candidate, fit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -16,8 +17,11 @@ from stillhouse.refreshing.data import require_rows
 from stillhouse.refreshing.session import RefreshRequest, Session
 from stillhouse.registry import names
 from stillhouse.registry.runs import Content
+from stillhouse.shown import escape_line
 
 __all__ = ["find_answering_verdict", "open_refresh", "require_learnable"]
+
+log = logging.getLogger(__name__)
 
 
 def find_answering_verdict(session: Session, request: RefreshRequest) -> Verdict | None:
@@ -100,6 +104,15 @@ def open_refresh(session: Session, request: RefreshRequest, data: DataReport) ->
         name=f"refresh {request.as_of:%Y-%m-%d} ({request.trigger})",
     )
     session.job = job.model_copy(update={"run_id": run_id, "verdict": verdict})
+    log.info(
+        "%s: refresh by %s (%s), %s%s; MLflow run %s",
+        request.agent,
+        request.trigger,
+        escape_line(request.cause),
+        request.mode,
+        ", continued: its verdict is stored already" if verdict else "",
+        run_id,
+    )
     files = _read_cause_files(session)
     if data.docs:
         files[names.DATA_DOCS] = Path(data.docs).read_bytes()

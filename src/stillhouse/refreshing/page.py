@@ -20,7 +20,7 @@ from stillhouse.shown import escape_markdown as md
 
 __all__ = ["format_refresh_page"]
 
-_MAX_CONTRADICTIONS = 30  # rows of the table; MLflow has all contradictions
+_MAX_CONTRADICTIONS = 8  # rows of the table; MLflow has all contradictions
 _MAX_VARIANTS = 8  # with a scorecard on the page; MLflow has all scorecards
 _MAX_REFUSED = 10  # refused candidates on the page; MLflow has all
 
@@ -32,7 +32,6 @@ def format_refresh_page(job: Refresh, verdict: Verdict, base: KnowledgeBase, reg
     parts = [
         format_heading(verdict),
         f"Started by **{job.trigger}** ({md(job.cause)}); trained on {job.train}, judged on {job.test}.",
-        *([f"Put forward: {md(proof.why)}."] if proof else []),
         format_reasons(verdict.reasons),
         *(_format_proof(proof, frontier, registry.runs.read_file(job.run_id, names.TRADEOFF_FIGURE)) if proof else []),
         *(
@@ -54,18 +53,20 @@ def _format_proof(proof: Proof, frontier: Frontier | None, image: bytes) -> list
     shown = {frontier.reference.name, *frontier.best, frontier.chosen} if frontier is not None and many else None
     variants = [card for card in proof.variants if shown is None or card.model in shown]
     cards = [proof.teacher, proof.student, *variants, *([proof.champion] if proof.champion else [])]
-    return ["## Scorecards", _format_scorecards(cards), embed_png(image, "bytes, latency and quality")]
+    return ["## Models on the test window", _format_scorecards(cards), embed_png(image, "bytes, latency and quality")]
 
 
 def _format_compression(frontier: Frontier, image: bytes) -> list[str]:
-    """The candidates of the search on its Pareto front, the refused ones, and why the search ended."""
+    """The candidates of the search on its Pareto front, the refused ones, and why the search ended.
+
+    Their latencies are not repeated: the gate measures each model again, side by side, and judges by that.
+    """
     rows = [
-        f"| {md(c.name)}{' **chosen**' if c.name == frontier.chosen else ''} | {c.quality:.4f} | {c.bytes:,} "
-        f"| {format_number(c.latency.p50_ms)} | {format_number(c.latency.p95_ms)} | {format_number(c.cpu_ms)} |"
+        f"| {md(c.name)}{' **chosen**' if c.name == frontier.chosen else ''} | {c.quality:.4f} | {c.bytes:,} |"
         for c in (frontier.named(name) for name in frontier.best)
-        if c.latency is not None
+        if c.quality is not None
     ]
-    listing = format_table("| candidate | quality | bytes | p50 (ms) | p95 (ms) | CPU (ms) |", rows)
+    listing = format_table("| candidate | quality on the validation days | bytes |", rows)
     refused = [
         f"- refused: {escape_code(c.name)}: {md(c.refused)}" for c in frontier.candidates if c.refused is not None
     ]
@@ -98,16 +99,12 @@ def _format_teachers(job: Refresh, registry: Registry) -> list[str]:
 
 def _format_contradictions(contradictions: Contradictions) -> str:
     rows = [
-        f"| {md(c.first)} and {md(c.second)} | {md(c.slice or 'everywhere')} "
-        f"| {c.contradicting:,} of {c.rows:,} | {c.share:.1%} "
-        f"| {c.low:.1%} … {c.high:.1%} | {c.known:,} | {c.first_right:,} | {c.second_right:,} | {md(c.better or '')} |"
+        f"| {md(c.first)} and {md(c.second)} | {md(c.slice or 'everywhere')} | {c.contradicting:,} of {c.rows:,} "
+        f"({c.share:.1%}) | {c.first_right:,} and {c.second_right:,} of {c.known:,} | {md(c.better or '')} |"
         for c in contradictions.contradictions[:_MAX_CONTRADICTIONS]
     ]
-    return "## Where teachers contradict each other\n\n" + format_table(
-        "| teachers | slice | rows | share | 95 % interval | outcome known | first right | second right "
-        "| better beyond chance |",
-        rows,
-    )
+    heading = "| teachers | slice | rows that contradict | each right, of known outcomes | better beyond chance |"
+    return "## Where teachers contradict each other\n\n" + format_table(heading, rows)
 
 
 def _name_column(measure: str) -> str:
@@ -117,20 +114,23 @@ def _name_column(measure: str) -> str:
 
 def _format_scorecards(cards: list[Scorecard]) -> str:
     """One row per model; the first figure is the named measure, if all models are measured by it."""
-    rows, measures = [], {card.test.measure for card in cards} - {"accuracy"}
-    named = measures.pop() if len(measures) == 1 and all(card.test.measure in measures for card in cards) else None
+    measures = {card.test.measure for card in cards}
+    same = measures.pop() if len(measures) == 1 else "accuracy"
+    named = None if same == "accuracy" else same
+    headings = [
+        "model",
+        *([_name_column(named)] if named else []),
+        "accuracy",
+        "calibration error",
+        "bytes",
+        "p95 (ms)",
+    ]
+    rows = []
     for card in cards:
-        quality, latency = card.test, card.latency
-        named_cell = f"| {quality.score:.4f} " if named else ""
-        rows.append(
-            f"| {md(card.model)} | {card.role} {named_cell}| {quality.accuracy:.4f} | {quality.log_loss:.4f} "
-            f"| {quality.calibration_error:.4f} | {format_number(card.agreement)} | {card.bytes:,} "
-            f"| {format_number(latency.p50_ms if latency else None)} "
-            f"| {format_number(latency.p95_ms if latency else None)} |"
-        )
-    return format_table(
-        f"| model | role {f'| {_name_column(named)} ' if named else ''}| accuracy | log loss | calibration error "
-        "| agreement | bytes "
-        "| p50 (ms) | p95 (ms) |",
-        rows,
-    )
+        quality, name = card.test, md(card.model)
+        cells = [name if card.role == card.model else f"{name} ({card.role})"]
+        cells += [f"{quality.score:.4f}"] if named else []
+        cells += [f"{quality.accuracy:.4f}", f"{quality.calibration_error:.4f}", f"{card.bytes:,}"]
+        cells.append(format_number(card.latency.p95_ms if card.latency else None))
+        rows.append(f"| {' | '.join(cells)} |")
+    return format_table(f"| {' | '.join(headings)} |", rows)

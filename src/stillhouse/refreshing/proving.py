@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from stillhouse.evaluate import gate
 from stillhouse.evaluate import proof as proofs
 from stillhouse.evaluate.proof import Contender, Predict, Yardsticks
 from stillhouse.evaluate.sources import describe_answers, describe_model, describe_settings, describe_window
+from stillhouse.quality import measure_title
 from stillhouse.records import (
     Certificate,
     DriftCalibration,
@@ -29,6 +31,7 @@ from stillhouse.records import (
     LossBaseline,
     Process,
     Proof,
+    Scorecard,
     Sources,
     StudentRef,
     TeacherRef,
@@ -52,6 +55,8 @@ __all__ = [
     "read_windows",
 ]
 
+log = logging.getLogger(__name__)
+
 PROOF_SECTIONS = ("actions", "observations", "quality", "promotion", "budgets", "windows", "distillation", "asking")
 """Sections of the agent file that the figures of a certificate depend on."""
 
@@ -61,6 +66,7 @@ def prove_challenger(session: Session, teacher: TeacherRef, student: StudentRef,
     champion = session.champion
     windows = read_proof_windows(session)
     yardsticks = load_yardsticks(session)
+    log.info("proof on %s", ", ".join(f"{name} ({len(rows):,} rows)" for name, rows in windows.items()))
     latency_row = windows["test"].iloc[[0]]
     proof = proofs.prove(
         session.settings,
@@ -87,6 +93,8 @@ def prove_challenger(session: Session, teacher: TeacherRef, student: StudentRef,
             "sources": _describe_sources(session, teacher, frontier, windows, yardsticks),
         }
     )
+    for card in (proof.teacher, proof.student, certificate.challenger, *filter(None, [proof.champion])):
+        log.info("%s %s: %s %.4f on the test window", card.role, card.model, *_describe_quality(card))
     return proof.model_copy(update={"certificate": certificate})
 
 
@@ -99,6 +107,11 @@ def read_proof_windows(session: Session) -> dict[str, pd.DataFrame]:
     return read_windows(
         session.data, windows["validation"], [windows[name] for name in windows if name != "validation"]
     )
+
+
+def _describe_quality(card: Scorecard) -> tuple[str, float]:
+    """The named measure and its value on the test window."""
+    return measure_title(card.test.measure), card.test.score
 
 
 def read_windows(data: RefreshData, train: Window, others: Sequence[Window]) -> dict[str, pd.DataFrame]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,12 +29,15 @@ from stillhouse.refreshing.proving import estimate_loss_baselines, profile_train
 from stillhouse.refreshing.session import Session, close_session, get_session
 from stillhouse.refreshing.students import read_columns, read_history
 from stillhouse.registry import Lineage, NewVariant, RefusedVariant, names
+from stillhouse.shown import escape_line
 from stillhouse.variant import Variant, encode
 
 _QUALITY_HISTORY = timedelta(days=400)
 """Period of the figure of quality over time; limited, so that a refresh costs the same for an old agent."""
 
 __all__ = ["closing_on_failure", "judge_challenger", "log_models", "read_challenger_name", "settle_refresh"]
+
+log = logging.getLogger(__name__)
 
 
 def log_models(session: Session, teacher: TeacherRef, student: StudentRef, frontier: Frontier, proof: Proof) -> None:
@@ -90,9 +94,13 @@ def settle_refresh(session: Session, verdict: Verdict) -> None:
     job, registry = session.job, session.registry
     if verdict.result == "promoted":
         final_version = final_fit.find_deciding_version(session)
-        registry.promote(final_version or registry.version_of(job.refresh_id, read_challenger_name(verdict)))
+        version = final_version or registry.version_of(job.refresh_id, read_challenger_name(verdict))
+        registry.promote(version)
+        log.info("%s@%s is champion", job.agent, version)
     elif verdict.result == "awaiting_approval":
-        registry.propose(registry.version_of(job.refresh_id, read_challenger_name(verdict)))
+        version = registry.version_of(job.refresh_id, read_challenger_name(verdict))
+        registry.propose(version)
+        log.info("%s@%s waits for a person: approve or reject it", job.agent, version)
     session.base.journal.append_verdict(verdict)
     registry.runs.close_refresh(job.run_id)
     shutil.rmtree(Path(job.folder).parent, ignore_errors=True)  # also files of killed refreshes
@@ -101,12 +109,18 @@ def settle_refresh(session: Session, verdict: Verdict) -> None:
 
 @contextmanager
 def closing_on_failure(job: Refresh) -> Iterator[None]:
-    """Mark the MLflow run as failed if the refresh raises, so that no run stays open."""
+    """If the refresh raises, end its MLflow run with the reason, so that no run stays open.
+
+    An error marks it as FAILED, with the message; a cancellation, Ctrl-C or another signal as KILLED, saying so.
+    """
     try:
         yield
-    except BaseException as error:  # also a cancellation
-        get_session(job).registry.runs.close_refresh(job.run_id, failed=f"{type(error).__name__}: {error}")
-        close_session(job.refresh_id)
+    except Exception as error:
+        _close_run(job, failed=f"{type(error).__name__}: {error}")
+        raise
+    except BaseException as signal:  # Ctrl-C, the exit of the process, or a cancellation in Prefect
+        by = "Ctrl-C" if isinstance(signal, KeyboardInterrupt) else "a cancellation, or a signal to its process"
+        _close_run(job, killed=f"stopped by {by}, before its verdict was carried out; the same request continues it")
         raise
 
 
@@ -117,6 +131,12 @@ def read_challenger_name(verdict: Verdict) -> str:
 
 
 # --------------------------------------------------------------------------- inside
+
+
+def _close_run(job: Refresh, *, failed: str | None = None, killed: str | None = None) -> None:
+    log.info("%s: %s; MLflow run %s", job.agent, escape_line(failed or killed), job.run_id)
+    get_session(job).registry.runs.close_refresh(job.run_id, failed=failed, killed=killed)
+    close_session(job.refresh_id)
 
 
 def _describe_sources(settings: AgentConfig) -> dict[str, str]:

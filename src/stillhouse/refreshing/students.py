@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from stillhouse.distill import students
@@ -12,6 +13,8 @@ from stillhouse.distill.memory import Memory
 from stillhouse.records import Refresh, StudentRef
 
 __all__ = ["read_columns", "read_history", "save_student"]
+
+log = logging.getLogger(__name__)
 
 
 def save_student(
@@ -35,6 +38,7 @@ def save_student(
     (target / "course.json").write_text(history.model_dump_json(), encoding="utf-8")
     memory.save(target)
     size = (target / "student.safetensors").stat().st_size
+    log.info("student: trained on %s rows in %s steps; %s bytes", f"{rows:,}", f"{history.steps:,}", f"{size:,}")
     return StudentRef(folder=str(target), bytes=size, rows=rows, history=history.history)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from stillhouse.refreshing.data import Array, Mask, TrainingRows
 from stillhouse.refreshing.session import Session
 from stillhouse.registry import names
 from stillhouse.registry.runs import Content
+from stillhouse.shown import escape_line
 from stillhouse.teachers import ensemble, labeling, mixture_weights, weight_updates
 from stillhouse.teachers.contradictions import find_contradictions
 from stillhouse.teachers.ensemble import Ensemble
@@ -32,6 +34,8 @@ __all__ = [
     "weigh_teachers",
 ]
 
+log = logging.getLogger(__name__)
+
 
 def prepare_teacher(session: Session) -> TeacherRef:
     """Fit the teachers on the training window, or fetch the champion's teachers.
@@ -43,6 +47,7 @@ def prepare_teacher(session: Session) -> TeacherRef:
     if job.teacher == "fit":
         rows = session.training_rows.labelled
         session.registry.runs.log_window(job.run_id, job.train, rows, "training")
+        log.info("teachers: fitted on %s rows of %s", f"{len(rows):,}", job.train)
         return ensemble.fit(settings, rows, job.train, Path(job.folder) / "teacher", session.foreign_models)
     champion = session.champion
     if champion is None:
@@ -54,6 +59,7 @@ def prepare_teacher(session: Session) -> TeacherRef:
             f"the teacher of {champion.model} was made for the actions {', '.join(champion.actions)}, and "
             f"{settings.file} has {', '.join(settings.actions)} now: refresh with teacher=fit"
         )
+    log.info("teachers: those of %s are kept", champion.model)
     return ensemble.read_reference(champion.teacher_folder(), champion.baseline.teacher)
 
 
@@ -115,6 +121,7 @@ def examine_teacher(session: Session, teacher: TeacherRef) -> Verdict:
         )
     examination = _examine(session, teacher, rows, probs, rows[~answered])
     verdict = admission.judge(examination)
+    log.info("teachers: examined on %s new rows: %s", f"{len(rows):,}", escape_line(verdict.summary))
     if verdict.result == "refused":
         session.registry.runs.log_verdict(job.run_id, examination, verdict)
     else:
@@ -292,6 +299,7 @@ def _log_questions(
         answered=int((asked & answered).sum()),
         limited=limited,
     )
+    log.info("teachers: %s", counts)
     metrics = {f"asking/{name}": float(value) for name, value in counts if name != "limited"}
     metrics["asking/skipped"] = float(counts.skipped)
     session.registry.runs.log(session.job.run_id, files={names.QUESTIONS: counts}, metrics=metrics)

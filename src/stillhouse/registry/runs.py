@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, Union
 
 from pydantic import ValidationError
 
@@ -39,6 +39,7 @@ Points: TypeAlias = Sequence[tuple[datetime, int, Mapping[str, float]]]
 
 PARENT_RUN_TAG = "mlflow.parentRunId"
 _MAX_ENTRIES_PER_CALL, _MAX_PARAMS_PER_CALL, _MAX_TAGS_PER_CALL = 1000, 100, 100  # MLflow's limits; metrics are entries
+_MAX_REASON = 4500  # characters; MLflow allows 5000 in a tag, and the description has a word before
 _DIGEST_ROWS = 1000  # together with the table versions, a digest of these rows only has to tell frames apart
 
 _artifact_roots: Cache[str] = Cache()
@@ -83,7 +84,9 @@ class Runs:
                 self._kill(run.info.run_id, "a later run of the same refresh found it unfinished, without a verdict")
         if resumed is not None:
             self._client.update_run(resumed, status="RUNNING")
-            return OpenedRefresh(resumed, verdicts[resumed])
+            verdict = verdicts[resumed]
+            self._log_batch(resumed, tags={"mlflow.note.content": escape_markdown(verdict.summary if verdict else "")})
+            return OpenedRefresh(resumed, verdict)
         all_tags = {"refresh_id": refresh_id, "role": "refresh", "agent": self._agent} | dict(tags)
         run = self._create_run(name or f"refresh-{refresh_id}", all_tags)
         self._log_batch(run, params=params)
@@ -120,11 +123,18 @@ class Runs:
         }
         self._log_batch(run_id, tags=tags)
 
-    def close_refresh(self, run_id: str, *, failed: str | None = None) -> None:
-        """End the run as FINISHED, or as FAILED with the reason ``failed``."""
+    def close_refresh(self, run_id: str, *, failed: str | None = None, killed: str | None = None) -> None:
+        """End the run as FINISHED, or with a reason as FAILED or KILLED; the reason becomes its description.
+
+        :param failed: the error, in words; the tag ``failed``.
+        :param killed: who or what has stopped it, in words; the tag ``killed``.
+        """
         if failed is not None:
-            self._log_batch(run_id, tags={"failed": failed[:5000]})
-        self._client.set_terminated(run_id, status="FINISHED" if failed is None else "FAILED")
+            self._end_early(run_id, "FAILED", failed[:_MAX_REASON])
+        elif killed is not None:
+            self._end_early(run_id, "KILLED", killed[:_MAX_REASON])
+        else:
+            self._client.set_terminated(run_id)
 
     def refresh_id(self, run_id: str) -> str:
         """The refresh id of a parent run; empty for other runs."""
@@ -299,8 +309,14 @@ class Runs:
             self._kill(nested.info.run_id, "its refresh run was killed")
 
     def _kill(self, run_id: str, reason: str) -> None:
-        self._log_batch(run_id, tags={"killed": reason})
-        self._client.set_terminated(run_id, status="KILLED")
+        self._end_early(run_id, "KILLED", reason)
+
+    def _end_early(self, run_id: str, status: Literal["FAILED", "KILLED"], reason: str) -> None:
+        """End the run with this status; tag and description say why."""
+        word = status.lower()
+        tags = {word: reason, "mlflow.note.content": escape_markdown(f"{word}: {reason}")}
+        self._log_batch(run_id, tags=tags)
+        self._client.set_terminated(run_id, status=status)
 
     def _log_batch(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -36,6 +37,8 @@ from stillhouse.watching.window import Array, WatchedWindow
 
 __all__ = ["WATCH_SECTIONS", "decide_response", "measure_drift", "read_audited_rows", "report_drift"]
 
+log = logging.getLogger(__name__)
+
 WATCH_SECTIONS = ("observations", "outcomes", "quality", "windows", "watch", "promotion")
 """Sections of the agent file that the figures of a watch depend on."""
 
@@ -57,7 +60,10 @@ def measure_drift(watched: WatchedWindow, data: DataReport) -> DriftReport | Non
     audited = read_audited_rows(watched, champion, watched.champion_base.journal.latest_evidence())
     budget = labeling.open_watch_budget(watched.champion_base, data.window.end)
     teacher_probs = labeling.ask(champion.teacher, audited, budget)
-    return report_drift(watched, champion, data, audited, teacher_probs)
+    report = report_drift(watched, champion, data, audited, teacher_probs)
+    largest = ", ".join(f"{column.column} {column.psi:.3g}" for column in report.worst(3))
+    log.info("drift: %s rows against %s; largest PSI: %s", f"{report.current_rows:,}", report.reference, largest)
+    return report
 
 
 def report_drift(

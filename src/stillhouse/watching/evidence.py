@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from datetime import datetime, timedelta
 
@@ -21,6 +22,8 @@ from stillhouse.teachers import labeling, mixture_weights, weight_updates
 from stillhouse.watching.window import WatchedWindow
 
 __all__ = ["CLOCK_RESOLUTION", "follow_weights", "gather_evidence", "read_evidence_states"]
+
+log = logging.getLogger(__name__)
 
 CLOCK_RESOLUTION = timedelta(microseconds=1)
 """Resolution of times in the tables: added to a time to include a refresh at exactly that time."""
@@ -44,6 +47,7 @@ def gather_evidence(watched: WatchedWindow, as_of: datetime, data: DataReport) -
         watched.champion_base.journal.append_evidence(new_steps)
     earlier_calls = next(state.rows for state in states if state.process == "disagreement")
     calls = sum(rows.step.step_rows for rows in new_steps if rows.step.process == "disagreement")
+    log.info("evidence: %s steps counted, the teacher was asked about %s rows", len(new_steps), f"{calls:,}")
     return Cost(teacher_calls=calls, teacher_calls_since=earlier_calls + calls, seconds=time.perf_counter() - began)
 
 

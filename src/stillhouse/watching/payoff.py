@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ from stillhouse.watching.window import WatchedWindow
 
 __all__ = ["build_situation", "compare_for_reuse", "realised_gains", "reckon"]
 
+log = logging.getLogger(__name__)
+
 Array = np.ndarray[Any, Any]
 
 WEEK = timedelta(weeks=1)
@@ -91,6 +94,8 @@ def reckon(watched: WatchedWindow, as_of: datetime) -> tuple[PoolState | None, C
     reckoning = choose_response(situation)
     if reckoning.chosen == "reuse" and choice.action == "keep":
         choice, reckoning = _prove_reuse(watched, as_of, state, choice, reckoning)
+    for one in reckoning.responses:
+        log.info("%s %s: %+.4f at a price of %.4f", one.response, one.model or "", one.gain, one.price)
     return state, choice, reckoning
 
 

@@ -237,6 +237,7 @@ def score_pool(watched: WatchedWindow, as_of: datetime) -> ScoredPool:
     complete = tuple(score for scores in new.values() for score in scores if score.complete)
     journal.append_scores(complete, rule)
     scores = {model: (*stored[model], *new[model]) for model in stored}
+    log.info("pool: %s models, %s new scores of blocks", len(members), len(complete))
     scored = ScoredPool(as_of, members, scores, skipped, complete)
     watched.pool = scored
     return scored

@@ -55,6 +55,9 @@ __all__ = [
 ]
 
 
+_MAX_COLUMNS = 12  # on the page of a watch
+_LARGEST_USEFUL_PSI = 3.0  # about the PSI of a column half of whose thousand rows take values never seen before
+
 QUIET_RESULTS = frozenset({"no_drift", "not_enough_evidence", "cooling_down"})
 """Results of a watch without figures: nothing has drifted, or nothing could be measured."""
 
@@ -134,12 +137,13 @@ def format_watch_page(
 
     :param checks: the report of the data checks, as Markdown.
     """
-    parts = [format_heading(verdict), format_reasons(verdict.reasons), _format_cost(verdict.cost), checks]
+    parts = [format_heading(verdict), format_reasons(verdict.reasons), format_reckoning(verdict)]
     parts += [f"## {title}\n\n{embed_png(image, title)}" for title, image in figures.items()]
     if report is not None:
         parts += ["## Columns", _format_columns(report), format_slices(report.slices)]
-    parts += [format_pool(verdict), format_reckoning(verdict)]
+    parts += [format_pool(verdict)]
     parts += [format_weights(mixture)] if mixture else []
+    parts += [checks, _format_cost(verdict.cost)]
     parts += [format_links(watched.registry, run_id, docs=data.docs is not None)] if run_id else []
     return "\n\n".join(filter(None, parts))
 
@@ -228,9 +232,7 @@ def format_pool(verdict: Verdict) -> str:
     evidence = {one.member: one for one in state.evidence}
     rows = [_format_member(member, evidence.get(member.model)) for member in state.members]
     table = format_table(
-        "| member | role | made | complete blocks | rows | gain over the champion | shrunken | evidence: not worse "
-        "| better | needed | may become champion |",
-        rows,
+        "| member | rows | gain over the champion | evidence that it is better | may become champion |", rows
     )
     parts = [
         f"## Pool\n\nReign {state.reign} of {md(state.champion)}, since {state.reign_began:%Y-%m-%d %H:%M}.",
@@ -239,11 +241,11 @@ def format_pool(verdict: Verdict) -> str:
     if state.realised:
         parts.append(
             format_table(
-                "| since | response | champion | instead of | predicted gain a week | realised | rows | weeks |",
+                "| since | response | champion | predicted gain a week | realised | weeks |",
                 [
-                    f"| {gain.as_of:%Y-%m-%d %H:%M} | {gain.response} | {md(gain.champion)} | {md(gain.replaced)} "
+                    f"| {gain.as_of:%Y-%m-%d} | {gain.response} | {md(gain.champion)} instead of {md(gain.replaced)} "
                     f"| {format_number(gain.predicted)} | {gain.realised:+.4f} ± {gain.standard_error:.4f} "
-                    f"| {gain.rows:,} | {gain.weeks:.1f} |"
+                    f"| {gain.weeks:.1f} |"
                     for gain in state.realised
                 ],
             )
@@ -252,18 +254,14 @@ def format_pool(verdict: Verdict) -> str:
 
 
 def _format_member(member: PoolMember, evidence: PoolEvidence | None) -> str:
-    cells = [md(member.model), member.role.replace("_", " "), f"{member.made_at:%Y-%m-%d}"]
+    cells = [f"{md(member.model)} ({member.role.replace('_', ' ')})"]
     if evidence is None:
-        cells += ["0" if member.role != "champion" else "", *[""] * 6]
+        cells += ["" if member.role == "champion" else "0", "", ""]
     else:
         cells += [
-            str(evidence.blocks),
             f"{evidence.rows:,}",
             f"{evidence.gain:+.4f} ± {evidence.standard_error:.4f}",
-            f"{evidence.shrunken_gain:+.4f}",
-            f"{evidence.log_not_worse:.2f}",
-            f"{evidence.log_better:.2f}",
-            f"{evidence.log_threshold:.2f}",
+            f"{evidence.log_better:.2f} of {evidence.log_threshold:.2f}",
         ]
     return f"| {' | '.join([*cells, 'yes' if member.promotable else md(member.why_not)])} |"
 
@@ -298,20 +296,32 @@ def _format_cost(cost: Cost | None) -> str:
 
 def _format_columns(report: DriftReport) -> str:
     """A row per column, the largest drift first; the calibrated limit stands beside the PSI."""
+    shown = [distance for distance in COLUMN_DISTANCES if distance.on_pages]
     headings, rows = ["column"], []
-    for distance in COLUMN_DISTANCES:
+    for distance in shown:
         headings += [distance.heading, "usual up to"] if distance.field == "psi" else [distance.heading]
-    headings += ["missing before", "missing now", "never seen before", "seen no more"]
-    for drift in rank_columns((*report.columns, *report.outputs)):
+    headings += ["missing", "never seen before"]
+    ranked = rank_columns((*report.columns, *report.outputs))
+    for drift in ranked[:_MAX_COLUMNS]:
         cells = [md(drift.column)]
-        for distance in COLUMN_DISTANCES:
+        for distance in shown:
             cells.append(distance.format(drift))
             if distance.field == "psi":
-                cells.append(format_number(drift.limit))
-        cells += [f"{drift.missing_reference:.1%}", f"{drift.missing_current:.1%}"]
-        cells += [join_first(drift.unseen), join_first(drift.vanished)]
+                cells.append(_format_limit(drift.limit))
+        cells += [f"{drift.missing_reference:.1%} → {drift.missing_current:.1%}", join_first(drift.unseen, 3)]
         rows.append(f"| {' | '.join(cells)} |")
-    return format_table(f"| {' | '.join(headings)} |", rows)
+    more = len(ranked) - len(rows)
+    rest = f"\n\nAnd {more} more that moved less: `{names.VERDICT}` in the MLflow run has all." if more > 0 else ""
+    return format_table(f"| {' | '.join(headings)} |", rows) + rest
+
+
+def _format_limit(limit: float | None) -> str:
+    """The largest usual PSI; of a short or restless history it says nothing, because no window could exceed it.
+
+    >>> _format_limit(0.18), _format_limit(1234.0), _format_limit(None)
+    ('0.18', 'not enough history', 'not enough history')
+    """
+    return "not enough history" if limit is None or limit > _LARGEST_USEFUL_PSI else format_number(limit)
 
 
 def format_slices(slices: tuple[SliceDrift, ...]) -> str:

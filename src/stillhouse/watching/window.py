@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,8 @@ from stillhouse.records import DataReport, Window
 from stillhouse.registry import PoolVersion, Registry
 
 __all__ = ["WatchedWindow", "get_window", "open_window"]
+
+log = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
@@ -154,6 +157,7 @@ def open_window(agent: str, as_of: datetime | None) -> tuple[datetime, Window]:
     if champion and isinstance(settings.windows.current, SincePromotion):
         champion_name, proved_at = str(champion.model), champion.baseline.as_of
     window = windows.current_window(base, now, champion_name, proved_at)
+    log.info("%s: %s, champion %s", agent, window, champion.model if champion else "none yet")
     _store(WatchedWindow(agent, window, champion))
     return now, window
 

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from stillhouse.errors import StillhouseError
 from stillhouse.records import Refresh, RefreshModeName
 from stillhouse.refreshing.modes.mode import RefreshMode
@@ -13,8 +15,11 @@ from stillhouse.refreshing.modes.recalibrate import Recalibrate
 from stillhouse.refreshing.modes.redistil import Redistil, RedistilWarm
 from stillhouse.refreshing.modes.update import Update
 from stillhouse.refreshing.session import Session
+from stillhouse.shown import escape_line
 
 __all__ = ["MODES", "RefreshMode", "fall_back", "get_mode", "plan_refresh"]
+
+log = logging.getLogger(__name__)
 
 MODES: dict[RefreshModeName, RefreshMode] = {
     "recalibrate": Recalibrate(),
@@ -41,6 +46,7 @@ def plan_refresh(session: Session) -> Refresh:
             if MODES[mode].fallback is None:
                 raise
             session.registry.runs.set_tags(session.job.run_id, **{_REASON_TAGS[mode]: str(error)})
+            log.info("%s is not possible: %s", mode, escape_line(error))
             session.job = fall_back(session.job, mode)
 
 
@@ -52,4 +58,5 @@ def fall_back(job: Refresh, tried: RefreshModeName) -> Refresh:
     mode = MODES[tried].fallback
     if mode is None:
         raise ValueError(f"a refresh of mode {tried} cannot be made, and this mode has no fallback")
+    log.info("the mode is %s instead of %s", mode, tried)
     return job.model_copy(update={"mode": mode})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -31,6 +32,8 @@ from stillhouse.registry import names
 from stillhouse.variant import encode
 
 __all__ = ["Update", "UpdateReport", "make_replay_recovery_sets", "read_update_metrics"]
+
+log = logging.getLogger(__name__)
 
 _PAST_SPANS = 4  # parts of the period of the replay buffer; forgetting is measured on each
 _MAX_SPAN_ROWS = 1000  # rows of each part
@@ -100,6 +103,7 @@ class Update(RefreshMode):
         if answered < min_answered:
             reason = f"the teacher has answered {answered} new rows to train on, and {min_answered} are needed"
             registry.runs.set_tags(session.job.run_id, update_not_made=reason)
+            log.info("no update: %s", reason)
             return None
         columns = extend_columns(predecessor.columns, columns_of(without_encoder(settings), new_rows.frame))
         new_set = new_rows.rows.select_training_set(new_rows.train_mask, _without_features(teacher), columns)
@@ -129,6 +133,7 @@ class Update(RefreshMode):
         registry.runs.log_record(session.job.run_id, report, names.UPDATE)
         if not report.probe.passed:
             registry.runs.set_tags(session.job.run_id, update_not_made=str(report.probe))
+            log.info("no update: %s", report.probe)
             return None
         history = TrainingHistory(history=updated.history, changes=(), steps=updated.steps, stopped=False)
         probs = student_probabilities(student, new_set.x.numpy())
