@@ -63,6 +63,7 @@ def refresh(
                 reporting.publish_refresh(job, verdict)
                 refreshing.settle(job, verdict)
                 events.announce_verdict(verdict)
+            reporting.publish_timeline(verdict, job.run_id)
             return verdict
 
 
