@@ -85,7 +85,7 @@ $(VENV)/.docs: $(VENV)/.installed
 	@$(BIN)/pip install --quiet --editable '.[docs]'
 	@touch $@
 
-screenshots: .venv-screens/.installed  ## draw the pictures in docs/images, from PREFECT_URL and MLFLOW_URL; needs chromium
+screenshots: install .venv-screens/.installed  ## draw the pictures in docs/images from a short demo of its own; needs chromium
 	@.venv-screens/bin/python docs/tools/screenshots.py
 
 .venv-screens/.installed: environments/screens.txt
@@ -94,4 +94,4 @@ screenshots: .venv-screens/.installed  ## draw the pictures in docs/images, from
 	@touch $@
 
 clean:  ## remove the store of the demo and the caches (not .venv)
-	@rm -rf .stillhouse .site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist
+	@rm -rf .stillhouse .screens .site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist
