@@ -7,7 +7,7 @@ export STILLHOUSE_HOME ?= $(CURDIR)/.stillhouse
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo demo-router test lint format types imports tests test-slow test-endpoint test-api bench ui prefect screenshots clean
+.PHONY: help install demo demo-router test lint format types imports tests test-slow test-endpoint test-api bench ui prefect docs screenshots clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -76,7 +76,16 @@ ui: install  ## open the MLflow UI on the store of the demo, on loopback
 prefect: install  ## start a Prefect server on loopback (then: docs/how-to/schedule.md)
 	@PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=true $(BIN)/prefect server start --host 127.0.0.1
 
-screenshots: .venv-screens/.installed  ## draw the pictures in docs/images, from PREFECT_URL and MLFLOW_URL; needs chromium
+docs: install $(VENV)/.docs  ## make the site of the documentation in .site; a dead link or a page without a place fails
+	@$(BIN)/python docs/tools/command_reference.py
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html -c docs -d $(VENV)/.doctrees . .site
+	@echo "$(CURDIR)/.site/index.html"
+
+$(VENV)/.docs: $(VENV)/.installed
+	@$(BIN)/pip install --quiet --editable '.[docs]'
+	@touch $@
+
+screenshots: install .venv-screens/.installed  ## draw the pictures in docs/images from a short demo of its own; needs chromium
 	@.venv-screens/bin/python docs/tools/screenshots.py
 
 .venv-screens/.installed: environments/screens.txt
@@ -85,4 +94,4 @@ screenshots: .venv-screens/.installed  ## draw the pictures in docs/images, from
 	@touch $@
 
 clean:  ## remove the store of the demo and the caches (not .venv)
-	@rm -rf .stillhouse .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist
+	@rm -rf .stillhouse .screens .site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist

@@ -248,7 +248,7 @@ def _show_demo(year: DemoResult) -> None:
         f"teacher {_format(summary.quality_teacher) or 'not measured, because its answers cost money'}\n"
         f"champion: {summary.champion_bytes:,} bytes, {summary.champion_p50_ms:.3f} ms; "
         f"{summary.teacher_calls:,} teacher calls; {summary.seconds:.0f} s\n"
-        f"figure: {year.folder}/weeks.png; summary: {year.folder}/summary.json\n"
+        f"timeline: {year.folder}/timeline.png\nsummary: {year.folder}/summary.json\n"
         f"to compare the versions in MLflow: make ui"
     )
 

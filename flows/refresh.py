@@ -68,6 +68,7 @@ def _answer(request: RefreshRequest) -> Verdict:
         reporting.publish_refresh(job, verdict)
         refreshing.settle(job, verdict)
         events.announce_verdict(verdict)
+    reporting.publish_timeline(verdict, job.run_id)
     return verdict
 
 

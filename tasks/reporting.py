@@ -5,17 +5,21 @@ from __future__ import annotations
 from prefect.artifacts import create_markdown_artifact
 
 from data_checks.report import markdown
-from stillhouse.pages import format_heading, format_line, format_reasons, insert_after_heading
+from stillhouse.champion import open_registry
+from stillhouse.config import load
+from stillhouse.knowledge import KnowledgeBase
+from stillhouse.pages import embed_png, format_heading, format_line, format_reasons, insert_after_heading
 from stillhouse.records import DataReport, DriftReport, Refresh, TeacherWeights, Verdict
 from stillhouse.refreshing.page import format_refresh_page
 from stillhouse.refreshing.publishing import read_challenger_name
 from stillhouse.refreshing.session import get_session
-from stillhouse.watching.publishing import draw_watch_figures, format_watch_page, log_watch
+from stillhouse.registry import names
+from stillhouse.watching.publishing import draw_timeline, draw_watch_figures, format_watch_page, log_watch
 from stillhouse.watching.window import get_window
 from tasks.common import artifact_key, engine_task
 from tasks.forms import format_approval
 
-__all__ = ["publish_promotion", "publish_refresh", "publish_watch"]
+__all__ = ["publish_promotion", "publish_refresh", "publish_timeline", "publish_watch"]
 
 
 @engine_task("publish")
@@ -39,6 +43,16 @@ def publish_refresh(job: Refresh, verdict: Verdict) -> None:
         version = session.registry.version_of(job.refresh_id, read_challenger_name(verdict))
         page = insert_after_heading(page, format_approval(job.agent, version))
     create_markdown_artifact(page, key=artifact_key("refresh", job.agent), description=format_line(verdict))
+
+
+@engine_task("draw timeline")
+def publish_timeline(verdict: Verdict, run_id: str | None = None) -> None:
+    """Draw the agent's life until the verdict as an artifact, and as a figure of its MLflow run, if it has one."""
+    image = draw_timeline(KnowledgeBase(load(verdict.agent)), verdict.as_of)
+    if run_id is not None:
+        open_registry(verdict.agent).runs.log_files(run_id, {names.TIMELINE_FIGURE: image})
+    page = f"# {verdict.agent}\n\n{embed_png(image, 'champions, quality, evidence, responses and gains over time')}"
+    create_markdown_artifact(page, key=artifact_key("timeline", verdict.agent), description=format_line(verdict))
 
 
 @engine_task("publish")

@@ -54,7 +54,7 @@ HIDDEN_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u2
 
 
 def test_the_examples_in_the_docstrings() -> None:
-    assert doctest.testmod(module) == doctest.TestResults(failed=0, attempted=5)
+    assert doctest.testmod(module) == doctest.TestResults(failed=0, attempted=6)
 
 
 @pytest.mark.parametrize("text", SPECIAL_TEXTS)

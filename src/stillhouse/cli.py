@@ -21,6 +21,7 @@ from stillhouse.commands.replay import replay
 from stillhouse.commands.serve import serve
 from stillhouse.commands.status import status
 from stillhouse.commands.teachers import teachers
+from stillhouse.commands.timeline import timeline
 from stillhouse.commands.verify import verify
 from stillhouse.terminal import report_errors
 
@@ -41,6 +42,7 @@ app.command("import")(import_)
 app.command()(quarantine)
 app.command()(status)
 app.command()(history)
+app.command()(timeline)
 app.command()(verify)
 app.command()(teachers)
 app.command()(replay)

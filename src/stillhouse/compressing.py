@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from stillhouse.compress.foreign.onnx_graph import read_graph_inputs
 from stillhouse.compress.foreign.rows import build_feed
 from stillhouse.compress.foreign.target import MIN_ROWS, model_writer, output_names, target_from_file
-from stillhouse.compress.search.figures import candidate_metrics, draw_frontier, tabulate_frontier
+from stillhouse.compress.search.figures import candidate_metrics, draw_frontier, format_frontier_page, tabulate_frontier
 from stillhouse.compress.search.greedy import search
 from stillhouse.config import Compression, DynamicInt8, Fp32, Search, StaticInt8, home
 from stillhouse.errors import ConfigError, DataError, SchemaError
@@ -26,7 +26,7 @@ from stillhouse.knowledge.log_files import heading_hint, read_csv
 from stillhouse.records import CompressionCandidate, Frontier, SizeLimits
 from stillhouse.registry.compressions import Compressions
 from stillhouse.registry.foreign import ForeignModel
-from stillhouse.registry.names import FRONTIER, FRONTIER_FIGURE
+from stillhouse.registry.names import FRONTIER, FRONTIER_FIGURE, FRONTIER_PAGE
 
 if TYPE_CHECKING:
     from stillhouse.registry.runs import Runs
@@ -273,11 +273,15 @@ def log_compression(
 
 
 def log_frontier(runs: Runs, run_id: str, frontier: Frontier) -> None:
-    """Log the result of a search in a run: the record, a table, a figure and metrics."""
+    """Log the result of a search in a run: the record, a table, a figure, an interactive page and metrics."""
     runs.log_table(run_id, tabulate_frontier(frontier), "compression/frontier.json")
     runs.log(
         run_id,
-        files={FRONTIER: frontier, FRONTIER_FIGURE: draw_frontier(frontier)},
+        files={
+            FRONTIER: frontier,
+            FRONTIER_FIGURE: draw_frontier(frontier),
+            FRONTIER_PAGE: format_frontier_page(frontier).encode(),
+        },
         metrics={
             "compression/hypervolume": frontier.hypervolume,
             "compression/candidates": float(len(frontier.candidates)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -15,8 +16,8 @@ from pydantic import Field
 from stillhouse import config
 from stillhouse.champion import load_version, open_registry
 from stillhouse.errors import WindowError
-from stillhouse.evaluate import figures
 from stillhouse.evaluate.scorecard import measure_quality
+from stillhouse.evaluate.timeline import Curve, Timeline, plot_timeline
 from stillhouse.files import write_atomic
 from stillhouse.knowledge import KnowledgeBase, tidy_outcomes
 from stillhouse.parts import resolve
@@ -24,6 +25,7 @@ from stillhouse.quality import get_measure
 from stillhouse.records import ModelRef, Record, Verdict, Window, drift_report
 from stillhouse.registry import Registry
 from stillhouse.stats import replace_non_finite
+from stillhouse.watching.timeline import read_timeline
 
 __all__ = [
     "DemoResult",
@@ -194,7 +196,7 @@ def score_week(agent: str, end: datetime, first: ModelRef) -> Week:
 
 
 def summarize(agent: str, weeks: Sequence[Week], seconds: float) -> DemoResult:
-    """Summarise the weeks, and write ``summary.json``, ``weeks.json`` and ``weeks.png`` to the folder of the demo.
+    """Summarise the weeks, and write ``summary.json``, ``weeks.json`` and ``timeline.png`` to the folder of the demo.
 
     :raises WindowError: if there is no champion.
     """
@@ -203,7 +205,6 @@ def summarize(agent: str, weeks: Sequence[Week], seconds: float) -> DemoResult:
     if champion is None:
         raise WindowError(f"agent {agent!r} has no champion: the demo was not bootstrapped")
     card = registry.models.scorecard(champion)
-    judged_weeks = [week for week in weeks if week.gate]
     gates = Counter(result for week in weeks for result in week.gates)
     summary = DemoSummary(
         measure=config.load(agent).quality.name,
@@ -224,23 +225,27 @@ def summarize(agent: str, weeks: Sequence[Week], seconds: float) -> DemoResult:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "summary.json", summary.model_dump_json(indent=1) + "\n")
     write_atomic(folder / "weeks.json", json.dumps([week.model_dump(mode="json") for week in weeks], indent=1) + "\n")
-    figure = figures.plot_demo_year(
-        [week.ending for week in weeks],
-        {
-            "never refreshed": [week.quality_static for week in weeks],
-            "teacher": [week.quality_teacher for week in weeks],
-            "champion": [week.quality_champion for week in weeks],
-        },
-        [week.psi for week in weeks],
-        [(week.ending, week.gate) for week in judged_weeks],
-        summary.measure,
-        f"{agent}: {len(weeks)} weeks at the decision point",
-    )
-    figure.savefig(folder / "weeks.png", dpi=110)
+    plot_timeline(_read_weeks(agent, weeks)).savefig(folder / "timeline.png", dpi=110)
     return DemoResult(summary=summary, weeks=tuple(weeks), folder=str(folder))
 
 
 # --------------------------------------------------------------------------- inside
+
+
+def _read_weeks(agent: str, weeks: Sequence[Week]) -> Timeline:
+    """The timeline until the last week, with the quality of each week as it was decided, and the teacher's."""
+    timeline = read_timeline(_open_base(agent), weeks[-1].ending)
+    values = {
+        "champion": [week.quality_champion for week in weeks],
+        "never refreshed": [week.quality_static for week in weeks],
+        "teacher": [week.quality_teacher for week in weeks],
+    }
+    middles = [week.ending - _WEEK / 2 for week in weeks]
+    quality: dict[str, Curve] = {
+        name: tuple((at, value) for at, value in zip(middles, column, strict=True) if value is not None)
+        for name, column in values.items()
+    }
+    return replace(timeline, quality=tuple(quality.items()), teachers=() if quality["teacher"] else timeline.teachers)
 
 
 def _open_base(agent: str) -> KnowledgeBase:

@@ -1,4 +1,4 @@
-"""All errors that stillhouse raises on purpose.
+"""All errors that stillhouse raises on purpose::
 
     StillhouseError
     ├── ConfigError         the agent file: a wrong key, a wrong value, a missing file

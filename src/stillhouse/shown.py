@@ -8,6 +8,7 @@ Data is everything that a user's rows, files, servers and names contain. Each ou
 :func:`escape_markdown`    Markdown: cells of a table, list items, sentences (Prefect, MLflow)
 :func:`escape_code`        Markdown: between backticks
 :func:`escape_label`       labels of a matplotlib figure, where ``$…$`` would be a formula
+:func:`wrap_label`         the same, on several lines
 :class:`LineFormatter`     messages in a log
 =========================  ==========================================================================
 
@@ -18,9 +19,18 @@ from __future__ import annotations
 
 import logging
 import re
+import textwrap
 import unicodedata
 
-__all__ = ["LineFormatter", "escape_code", "escape_label", "escape_line", "escape_markdown", "escape_paragraphs"]
+__all__ = [
+    "LineFormatter",
+    "escape_code",
+    "escape_label",
+    "escape_line",
+    "escape_markdown",
+    "escape_paragraphs",
+    "wrap_label",
+]
 
 _ESCAPES = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 _JOINERS = "\u200c\u200d"  # used in Persian and in emoji; harmless
@@ -85,6 +95,15 @@ def escape_label(value: object) -> str:
     'price in \\$, tax in \\$'
     """
     return escape_line(value).replace("$", r"\$")
+
+
+def wrap_label(value: object, width: int) -> str:
+    r"""``value`` as by :func:`escape_label`, on as many lines of at most ``width`` characters as it needs.
+
+    >>> wrap_label("a title that is not cut", 12)
+    'a title that\nis not cut'
+    """
+    return "\n".join(map(escape_label, textwrap.wrap(escape_line(value), width)))
 
 
 class LineFormatter(logging.Formatter):

@@ -5,24 +5,18 @@ from __future__ import annotations
 import io
 from datetime import timedelta
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from stillhouse.evaluate.figures import plot_demo_year, plot_quality, plot_teacher_weights, plot_tradeoff
+from stillhouse.evaluate.figures import plot_teacher_weights, plot_tradeoff
 from stillhouse.records import (
-    ColumnDrift,
     Disagreement,
-    DriftReport,
     Proof,
-    Quality,
     Scorecard,
-    Verdict,
     WeightChange,
-    Window,
 )
 
 
@@ -71,7 +65,8 @@ def test_every_model_is_shown_at_its_size_and_score(proof: Proof) -> None:
     assert shown == {(card.bytes, card.test.auc) for card in cards}
     assert [text.get_text().split(",")[0] for text in axes.texts] == [card.model for card in cards]
     assert axes.get_xscale() == "log"
-    assert proof.why in axes.get_title()
+    assert proof.why in figure.get_suptitle().replace("\n", " ")
+    assert figure.legends[0].get_texts()[-1].get_text() == "chosen"
     draw(figure)
 
 
@@ -91,93 +86,6 @@ def test_a_first_refresh_has_no_champion_and_perhaps_no_auc(proof: Proof, make: 
         )
     )
     assert figure.axes[0].get_ylabel() == "accuracy on the test window"
-    draw(figure)
-
-
-def watch(make: Any, day: int, auc: float | None) -> Verdict:
-    window = Window.ending("current", make.now + timedelta(days=day), timedelta(days=7))
-    report = DriftReport(
-        agent="toy",
-        champion="toy@1",
-        reference=window,
-        current=window,
-        reference_rows=10,
-        current_rows=10,
-        columns=(ColumnDrift(column="t", kind="number", psi=0.1, missing_reference=0, missing_current=0),),
-        quality=Quality(rows=9, auc=auc, log_loss=0.5, brier=0.3, accuracy=0.8, calibration_error=0.1),
-        seconds=0.1,
-    )
-    return Verdict(
-        verdict_id=f"w{day}",
-        kind="watch",
-        agent="toy",
-        as_of=window.end,
-        result="no_drift",
-        summary="s",
-        evidence={"drift": report.model_dump(mode="json")},
-    )
-
-
-def gate(make: Any, day: int, result: str) -> Verdict:
-    return Verdict(
-        verdict_id=f"g{day}",
-        kind="gate",
-        agent="toy",
-        as_of=make.now + timedelta(days=day),
-        result=result,
-        summary="s",
-    )
-
-
-def test_quality_shows_watches_with_outcomes_and_gates(make: Any) -> None:
-    empty = watch(make, 21, 0.5).model_copy(update={"evidence": {}})
-    verdicts = [
-        watch(make, 0, 0.7),
-        gate(make, 3, "promoted"),
-        watch(make, 7, 0.65),
-        watch(make, 14, None),
-        empty,
-        gate(make, 20, "refused"),
-        gate(make, 27, "refused"),
-    ]
-    figure = plot_quality(verdicts)
-    line, *gates = figure.axes[0].lines
-    assert line.get_ydata() == pytest.approx([0.7, 0.65])
-    assert len(gates) == 3
-    assert figure.axes[0].get_legend_handles_labels()[1] == ["champion", "promoted", "refused"]
-    draw(figure)
-
-
-def test_quality_of_many_actions_over_time_is_accuracy(make: Any) -> None:
-    def many(day: int) -> Verdict:
-        verdict = watch(make, day, 0.99)
-        drift = verdict.evidence["drift"] | {"quality": verdict.evidence["drift"]["quality"] | {"actions": 150}}
-        return verdict.model_copy(update={"evidence": {"drift": drift}})
-
-    figure = plot_quality([many(0), many(7)])
-    assert figure.axes[0].lines[0].get_ydata() == pytest.approx([0.8, 0.8])
-    assert figure.axes[0].get_ylabel() == "accuracy on known outcomes"
-    draw(figure)
-
-
-@pytest.mark.parametrize("days", [[], [0]])
-def test_quality_of_a_young_agent(make: Any, days: list[int]) -> None:
-    draw(plot_quality([watch(make, day, 0.7) for day in days]))
-
-
-def test_a_year(make: Any, tmp_path: Path) -> None:
-    weeks = [make.now + timedelta(weeks=i) for i in range(44)]
-    auc: dict[str, Any] = {
-        "never refreshed": [0.70 - 0.001 * i for i in range(44)],
-        "champion": [0.72 if i % 9 else None for i in range(44)],
-        "teacher": [0.73] * 44,
-    }
-    gates = [(weeks[4], "promoted"), (weeks[20], "refused"), (weeks[30], "promoted"), (weeks[31], "awaiting_approval")]
-    figure = plot_demo_year(weeks, auc, [None, *[0.1 * i for i in range(43)]], gates)
-    above, below = figure.axes
-    assert above.get_legend_handles_labels()[1] == [*auc, "promoted", "refused", "awaiting_approval"]
-    assert len(above.lines) == 3 + 4
-    assert len(below.patches) == 44
     draw(figure)
 
 

@@ -82,6 +82,7 @@ def test_drift_is_detected_and_a_new_champion_promoted(day) -> None:
     assert (yardsticks.anchor.name, yardsticks.never_refreshed) == (str(first), None)
 
     shown = artifacts()
+    assert "data:image/png" in shown["timeline-toy"] and registry.runs.read_file(run, "figures/timeline.png")
     assert "teacher failing" in shown["watch-toy"]
     assert "| a |" in shown["watch-toy"] and "int8" in shown["refresh-toy"] and "units50" in shown["refresh-toy"]
 

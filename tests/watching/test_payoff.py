@@ -14,9 +14,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 import stillhouse
-from stillhouse import config
+from stillhouse import cli, config
 from stillhouse.certifying.run import verify
 from stillhouse.champion import open_registry
 from stillhouse.drift.decide import decide_from_evidence
@@ -28,6 +29,7 @@ from stillhouse.shown import escape_markdown
 from stillhouse.variant import Variant
 from stillhouse.watching import payoff, pool, promotions, run
 from stillhouse.watching.publishing import format_pool, format_reckoning
+from stillhouse.watching.timeline import read_timeline
 from stillhouse.watching.window import get_window, open_window
 
 Day = Callable[[int], datetime]
@@ -74,7 +76,7 @@ def _choice(verdict: Verdict) -> ChampionChoice:
     return ChampionChoice.model_validate(verdict.evidence["choice"])
 
 
-def test_an_inconclusive_challenger_becomes_champion_by_evidence(base: KnowledgeBase, day: Day) -> None:
+def test_an_inconclusive_challenger_becomes_champion_by_evidence(base: KnowledgeBase, day: Day, tmp_path: Path) -> None:
     first = _champion()
     calm = stillhouse.watch("toy", day(44))  # four complete blocks prove nothing
     assert _choice(calm).action == "keep" and _champion() == first
@@ -90,6 +92,20 @@ def test_an_inconclusive_challenger_becomes_champion_by_evidence(base: Knowledge
     assert promotions.complete_promotion("toy") is None and len(base.journal.verdicts("promotion")) == 1
     state = PoolState.model_validate(verdict.evidence["pool"])
     assert [member.role for member in state.members] == ["champion", "challenger"]
+    life = read_timeline(base)
+    assert [reign.champion for reign in life.reigns] == [first, choice.member]
+    assert life.reigns[0].end == life.reigns[1].start == verdict.as_of
+    assert [(act.kind, act.result) for act in life.acts] == [
+        ("bootstrap", "promoted"),
+        ("by hand", "inconclusive"),
+        ("reuse", "promoted"),
+    ]
+    curves = dict(life.quality)
+    assert curves["champion"] == curves["never refreshed"][: len(curves["champion"])]
+    assert 0.5 < curves["champion"][0][1] <= 1.0 and min(value for _, value in curves["champion"]) < 0.5
+    assert len(life.teachers) == 1 and life.measure == "accuracy" and life.steps
+    result = CliRunner().invoke(cli.app, ["timeline", "toy", "--file", str(tmp_path / "life.png")])
+    assert (result.exit_code, (tmp_path / "life.png").read_bytes()[:4]) == (0, b"\x89PNG")
     page = format_pool(verdict)
     assert page.startswith("## Pool") and escape_markdown(choice.member) in page and "| yes |" in page
     assert format_reckoning(verdict) == ""  # the agent file asks for alarms

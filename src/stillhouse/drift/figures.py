@@ -9,6 +9,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.drift.explain import rank_columns
+from stillhouse.plotting import BLUE, FAINT, INK, ORANGE, PURPLE, SKY, VERMILLION
 from stillhouse.records import ColumnDrift, DriftReport, EvidenceStep, Process, SliceDrift
 from stillhouse.shown import escape_label
 
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_drift", "plot_evidence", "plot_slices"]
 
-STABLE, SHIFTED, INK, FAINT = "#8fa7bf", "#c8553d", "#26323f", "#d9dee4"
+STABLE, SHIFTED = SKY, VERMILLION
 PROCESS_COLOURS: dict[Process, str] = {
-    "disagreement": "#2f6f9f",
-    "student_outcomes": "#b8860b",
-    "teacher_outcomes": "#7a5195",
+    "disagreement": BLUE,
+    "student_outcomes": ORANGE,
+    "teacher_outcomes": PURPLE,
 }
 PROCESS_TITLES: dict[Process, str] = {
     "disagreement": "disagreement of teacher and student",
@@ -30,7 +31,7 @@ PROCESS_TITLES: dict[Process, str] = {
     "teacher_outcomes": "teacher against outcomes",
 }
 MAX_LABEL_LENGTH = 36
-MAX_NOTE_WIDTH = 105
+MAX_NOTE_WIDTH = 98
 LN_10 = log(10)
 MIN_EXPONENT = -2.0
 """Evidence below this power of ten is drawn at it."""
@@ -81,7 +82,7 @@ def plot_drift(report: DriftReport, threshold: float | None = 0.25, columns: int
     return figure
 
 
-def plot_evidence(steps: Sequence[EvidenceStep]) -> Figure:
+def plot_evidence(steps: Sequence[EvidenceStep], cooldowns: Sequence[tuple[datetime, datetime]] = ()) -> Figure:
     """Evidence over time on a logarithmic scale, and below it a panel per process with the mean loss of each step.
 
     The dashed line in the upper panel is the threshold of one process alone: the guaranteed average run length divided
@@ -89,6 +90,7 @@ def plot_evidence(steps: Sequence[EvidenceStep]) -> Figure:
     the null means. A line is interrupted where the evidence restarts.
 
     :param steps: of one agent, in any order.
+    :param cooldowns: hatched: start and end of each time in which a watch held because the last refresh was too young.
     """
     from matplotlib.figure import Figure
 
@@ -102,7 +104,9 @@ def plot_evidence(steps: Sequence[EvidenceStep]) -> Figure:
         for run in _split_runs(step for step in steps if step.process == process):
             _plot_run(panels[0], run)
     _mark_champions(panels, steps)
-    _format_evidence_axes(panels[0], steps, processes)
+    for start, end in cooldowns:
+        panels[0].axvspan(*_to_date_numbers([start, end]), facecolor="none", edgecolor=FAINT, hatch="////", lw=0)
+    _format_evidence_axes(panels[0], steps, processes, bool(cooldowns))
     for axes, process in zip(panels[1:], processes, strict=True):
         _plot_losses(axes, [step for step in steps if step.process == process])
     _format_time_axis(panels[-1], bool(steps))
@@ -252,8 +256,11 @@ def _mark_champions(panels: Sequence[Axes], steps: Sequence[EvidenceStep]) -> No
             axes.axvline(_to_date_numbers([since])[0], color=STABLE, linewidth=0.8)
 
 
-def _format_evidence_axes(axes: Axes, steps: Sequence[EvidenceStep], processes: Sequence[Process]) -> None:
+def _format_evidence_axes(
+    axes: Axes, steps: Sequence[EvidenceStep], processes: Sequence[Process], with_cooldowns: bool
+) -> None:
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     handles: list[Any] = [Line2D([], [], color=PROCESS_COLOURS[process], linewidth=1.4) for process in processes]
@@ -281,6 +288,9 @@ def _format_evidence_axes(axes: Axes, steps: Sequence[EvidenceStep], processes: 
             )
         )
         names.append("alarm")
+    if with_cooldowns:
+        handles.append(Patch(facecolor="none", edgecolor=STABLE, hatch="////"))
+        names.append("cool-down")
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(_format_power_of_ten))
     _style_axes(axes, "y")
@@ -324,7 +334,7 @@ def _plot_losses(axes: Axes, steps: Sequence[EvidenceStep]) -> None:
         )
     highest = max([step.null_mean for step in steps] + [mean for _, mean in means])
     axes.set_ylim(0, 1.15 * highest)
-    axes.set_ylabel("loss", fontsize=9, color=INK)
+    axes.set_ylabel("loss (0–1)", fontsize=9, color=INK)
     axes.set_title(
         f"{PROCESS_TITLES[steps[0].process]}: mean loss of each step; dashed: null mean",
         fontsize=8,
@@ -342,6 +352,7 @@ def _format_time_axis(axes: Axes, dated: bool) -> None:
         locator = AutoDateLocator()
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axes.set_xlabel("time (UTC)", fontsize=9, color=INK)
     else:
         _show_empty(axes, "no evidence yet")
 
@@ -436,7 +447,7 @@ def _disagreement_notes(report: DriftReport) -> list[str]:
 def _set_title(figure: Figure, subject: str, notes: Sequence[str]) -> None:
     """A title, and below it the notes."""
     lines = wrap(" · ".join(note.replace(" ", "\xa0") for note in notes), MAX_NOTE_WIDTH)
-    text = "\n".join([subject, *(line.removesuffix(" ·") for line in lines)])
+    text = "\n".join([*wrap(subject, MAX_NOTE_WIDTH), *(line.removesuffix(" ·") for line in lines)])
     figure.suptitle(text, fontsize=9.5, color=INK, x=0.02, ha="left", linespacing=1.5)
 
 

@@ -178,6 +178,11 @@ class Journal:
             for row in rows
         ]
 
+    def steps(self, since: datetime) -> list[EvidenceStep]:
+        """The steps of the evidence on all champions that end at ``since`` or later, oldest first, without rows."""
+        rows = self._tables.select("evidence", ["observed_at", "json"], ("observed_at", ">=", since))
+        return [EvidenceStep.model_validate_json(text) for text in rows.sort_by("observed_at")["json"].to_pylist()]
+
     # ----------------------------------------------------------------- weights of teachers
 
     def append_weight_changes(self, changes: Sequence[WeightChange]) -> None:

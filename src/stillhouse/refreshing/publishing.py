@@ -7,7 +7,6 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,6 @@ from stillhouse.registry import Lineage, NewVariant, RefusedVariant, names
 from stillhouse.shown import escape_line
 from stillhouse.variant import Variant, encode
 
-_QUALITY_HISTORY = timedelta(days=400)
-"""Period of the figure of quality over time; limited, so that a refresh costs the same for an old agent."""
-
 __all__ = ["closing_on_failure", "judge_challenger", "log_models", "read_challenger_name", "settle_refresh"]
 
 log = logging.getLogger(__name__)
@@ -45,7 +41,7 @@ def log_models(session: Session, teacher: TeacherRef, student: StudentRef, front
 
     The teacher, the student, the candidates on the Pareto front and those of configured recipes are registered.
     """
-    job, registry, base = session.job, session.registry, session.base
+    job, registry = session.job, session.registry
     test = session.data.read_labelled(job.test)
     registry.runs.log_window(job.run_id, job.test, test, "test")
     teacher_version = registry.register(
@@ -76,7 +72,6 @@ def log_models(session: Session, teacher: TeacherRef, student: StudentRef, front
             names.PROFILE: profile.to_bytes(),
             names.BASELINE: baseline,
             names.TRADEOFF_FIGURE: figures.plot_tradeoff(proof),
-            names.QUALITY_FIGURE: figures.plot_quality(base.journal.verdicts(since=job.as_of - _QUALITY_HISTORY)),
             names.PROOF: proof,
         },
     )

@@ -15,12 +15,13 @@ __all__ = [
     "FINAL_FIT",
     "FRONTIER",
     "FRONTIER_FIGURE",
+    "FRONTIER_PAGE",
     "MODEL_STATE",
     "PROFILE",
     "PROOF",
-    "QUALITY_FIGURE",
     "QUESTIONS",
     "RECALIBRATION",
+    "TIMELINE_FIGURE",
     "TRADEOFF_FIGURE",
     "TRAINING_HISTORY",
     "UPDATE",
@@ -43,15 +44,18 @@ UPDATE: Final = "update.json"
 RECALIBRATION: Final = "recalibration.json"
 FRONTIER: Final = "compression.json"  # every candidate of the compression search
 FRONTIER_FIGURE: Final = "figures/frontier.png"
+FRONTIER_PAGE: Final = "figures/frontier.html"  # the same, interactive
 MODEL_STATE: Final = "compression/form.onnx"  # float32 graph that the chosen variant was quantized from
 PROFILE: Final = "profile.arrow"  # profile of the training window
 BASELINE: Final = "baseline.json"  # reference values for watches
 PROOF: Final = "proof.json"
 TRADEOFF_FIGURE: Final = "figures/size_latency_quality.png"
-QUALITY_FIGURE: Final = "figures/quality_over_time.png"
 CERTIFICATE: Final = "certificate.json"  # everything that the gate compared
 FINAL_FIT: Final = "final_fit.json"  # certificate of the fit on all rows, which is not proved
 VERDICT: Final = "verdict.json"  # decides the refresh
+
+# Artifact of a refresh run and of a watch run.
+TIMELINE_FIGURE: Final = "figures/timeline.png"  # the agent's life until then
 
 # Artifact of a student's nested run.
 TRAINING_HISTORY: Final = "distillation.json"

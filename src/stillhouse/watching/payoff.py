@@ -47,6 +47,7 @@ from stillhouse.watching.pool import (
     choose_member,
     list_switches,
     list_switches_of,
+    mean_loss,
     read_pool_state,
     score_pool,
 )
@@ -185,17 +186,8 @@ def _curve(
     for score in scores:
         middle = score.start + (min(score.end, as_of) - score.start) / 2
         by_block.setdefault(int((as_of - middle) / block), []).append(score)
-    losses = [_mean_loss(by_block[index], measure) if index in by_block else math.nan for index in range(count)]
+    losses = [mean_loss(by_block[index], measure) if index in by_block else math.nan for index in range(count)]
     return Curve(_weeks(shaped), _block_middles(as_of, block, count), np.array(losses[::-1]))
-
-
-def _mean_loss(scores: Sequence[BlockScore], measure: Measure) -> float:
-    """The loss on the rows of several blocks."""
-    if measure.row_scores is not None:
-        return float(np.average([block_loss(score, measure) for score in scores], weights=[s.rows for s in scores]))
-    probs = tuple(p for score in scores for p in score.probs)
-    labels = tuple(label for score in scores for label in score.labels)
-    return block_loss(scores[0].model_copy(update={"probs": probs, "labels": labels}), measure)
 
 
 def _block_middles(as_of: datetime, block: timedelta, count: int) -> Array:

@@ -9,6 +9,7 @@ from pathlib import Path
 from stillhouse.drift.explain import rank_columns
 from stillhouse.drift.figures import plot_drift, plot_evidence, plot_slices
 from stillhouse.evaluate.figures import plot_teacher_weights
+from stillhouse.evaluate.timeline import plot_timeline
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.pages import (
     draw_png,
@@ -40,11 +41,13 @@ from stillhouse.records import (
 from stillhouse.registry import names
 from stillhouse.shown import escape_markdown as md
 from stillhouse.teachers.mixture_weights import slice_shares
-from stillhouse.watching.pool import EPOCH, ScoredPool, block_loss
+from stillhouse.watching.pool import EPOCH, ScoredPool, block_loss, loss_to_value
+from stillhouse.watching.timeline import list_cooldowns, read_timeline
 from stillhouse.watching.window import WatchedWindow
 
 __all__ = [
     "QUIET_RESULTS",
+    "draw_timeline",
     "draw_watch_figures",
     "format_pool",
     "format_reckoning",
@@ -72,12 +75,18 @@ def draw_watch_figures(
     if report is not None:
         figures["Drift by column"] = plot_drift(report, watched.settings.watch.thresholds.psi)
     if steps := _read_evidence(watched.base, verdict):
-        figures["Evidence"] = plot_evidence(steps)
+        figures["Evidence"] = plot_evidence(steps, list_cooldowns(watched.base, steps[0].start, verdict.as_of))
     if report is not None and report.slices:
         figures["Where teacher and student part"] = plot_slices(report)
     if mixture and (changes := watched.base.journal.weight_changes()):
         figures["Weights of the teachers"] = plot_teacher_weights(changes)
-    return {title: draw_png(figure) for title, figure in figures.items()}
+    drawn = {title: draw_png(figure) for title, figure in figures.items()}
+    return {"Timeline": draw_timeline(watched.base, verdict.as_of)} | drawn
+
+
+def draw_timeline(base: KnowledgeBase, as_of: datetime) -> bytes:
+    """The agent's life until ``as_of`` as PNG."""
+    return draw_png(plot_timeline(read_timeline(base, as_of)))
 
 
 def log_watch(
@@ -202,9 +211,8 @@ def _pool_points(watched: WatchedWindow, verdict: Verdict) -> list[tuple[datetim
     for score in scores:
         loss = block_loss(score, measure)
         if score.complete and not isnan(loss):
-            value = measure.sign * (1 - loss if measure.name in ("accuracy", "auc") else -loss)
             name = f"pool.{score.member.replace('@', ':')}.{measure.name}"
-            points.append((score.end, int((score.end - EPOCH) / block), {name: value}))
+            points.append((score.end, int((score.end - EPOCH) / block), {name: loss_to_value(loss, measure)}))
     return points
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from io import BytesIO
 from typing import Any
 
 import pytest
 
-from stillhouse.compress.search.figures import candidate_metrics, draw_frontier, tabulate_frontier
+from stillhouse.compress.search.figures import candidate_metrics, draw_frontier, format_frontier_page, tabulate_frontier
 from stillhouse.compress.search.pareto import choose_candidate, pareto_front
 from stillhouse.records import CompressionCandidate, Frontier, Latency, Saturation, SizeLimits
 from tests.compress.search.test_pareto import candidate, refused
@@ -86,7 +88,21 @@ def test_the_figure_is_drawn_for_any_result(limits: dict[str, Any], entries: tup
     )
     assert [tuple(point) for point in axes.collections[1].get_offsets()] == [(chosen.bytes, chosen.quality)]
     texts = {text.get_text() for text in axes.texts}
-    assert texts == {"max_quality_loss"} | ({"max_bytes"} if "max_bytes" in limits else set())
+    assert texts == {"max_quality_loss", *search.best, search.chosen} | (
+        {"max_bytes"} if "max_bytes" in limits else set()
+    )
+
+
+def test_the_page_is_whole_and_text_in_it_is_data() -> None:
+    evil = candidate("</script><b>{{data}}&", 0.797, 300, 0.5)
+    search = make_frontier(MADE[0], evil, refused("<i>broken</i>")).model_copy(update={"why": "<u>why</u>"})
+    page = format_frontier_page(search)
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|<b>|<i>|<u>", page)
+    assert page.count("</script>") == 2 and page.rstrip().endswith("</html>")
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert [row["candidate"] for row in data["rows"]] == tabulate_frontier(search)["candidate"]
+    assert data["rows"][0]["standing"] == "chosen" and data["reference"] == 0.8
+    assert page.count("<tr>") == 1 + len(search.candidates)
 
 
 def test_a_latency_of_zero_is_drawn() -> None:
