@@ -184,8 +184,8 @@ def _compare_history(watched: WatchedWindow, record: Evidence, findings: Finding
 def _compare_choice(settings: AgentConfig, record: Evidence, findings: Findings) -> None:
     """Which member of the pool should be champion, from the recorded state of the pool.
 
-    In front of the pool's reasons the watch puts what it has compared on rows: a reuse that is proven or not, or a slice
-    on which the new champion would be worse. These decide over the pool.
+    In front of the pool's reasons the watch puts what it has compared on rows: a reuse that is proven or not, or a
+    slice on which the new champion would be worse. These decide over the pool.
     """
     recorded, what = record.choice, "the choice of the champion in the pool"
     if record.pool is None or recorded is None:
