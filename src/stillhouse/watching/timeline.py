@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 
 import numpy as np
-from scipy.stats import rankdata
 
 from stillhouse.champion import open_registry
 from stillhouse.errors import StillhouseError
@@ -19,6 +18,7 @@ from stillhouse.payoff.scores import scoring_rule
 from stillhouse.quality import Measure, get_measure
 from stillhouse.records import BlockScore, PoolState, RealisedGain, Verdict
 from stillhouse.registry import PoolVersion, Registry
+from stillhouse.stats import measure_auc
 from stillhouse.watching.pool import HISTORY, Switch, list_switches_of, loss_to_value, mean_loss
 
 __all__ = ["list_cooldowns", "read_timeline"]
@@ -126,13 +126,9 @@ def _measure_blocks(blocks: Sequence[BlockScore], measure: Measure) -> float:
     """The value of the measure on all rows of the blocks; NaN if it has none."""
     if measure.row_scores is not None:
         return loss_to_value(mean_loss(blocks, measure), measure)
-    probs = np.concatenate([score.probs for score in blocks])  # the AUC by ranks: a curve has many points
-    positive = np.concatenate([score.labels for score in blocks]) == 1
-    count = int(positive.sum())
-    if count in (0, len(positive)):
-        return math.nan
-    u = rankdata(probs)[positive].sum() - count * (count + 1) / 2  # Mann and Whitney's U
-    return float(u / (count * (len(positive) - count)))
+    probs = np.concatenate([score.probs for score in blocks])
+    labels = np.concatenate([score.labels for score in blocks])
+    return math.nan if labels.min() == labels.max() else measure_auc(labels, probs)
 
 
 def _list_teacher_scores(
