@@ -98,13 +98,13 @@ def conclude(flow: str, result: R, message: str, *, state: str = "Completed", as
     return cast(R, Completed(name=state, message=escape_line(message), data=result))
 
 
-def keep_result(_flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
+def keep_result(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Put the result back into the final state of a run, where the server's answer is a state without it.
 
     The server answers so if it had stored the state, and its first answer was lost: under load, or while SQLite is
     locked. The caller of the flow would get the error MissingResult. For the argument ``on_completion`` of a flow.
     """
-    result = _results.pop(run.id, None)
+    result = _results.pop(flow_run.id, None)
     if state.data is None:
         state.data = result
 
