@@ -23,12 +23,12 @@ from stillhouse.demonstrating import (
 from stillhouse.weeks import WeekBoard
 from tasks import demonstrating, ingesting
 from tasks.common import AgentName
-from tasks.endings import conclude, name_run
+from tasks.endings import conclude, keep_result, name_run
 
 __all__ = ["demo"]
 
 
-@flow(name="demo", flow_run_name=name_run, validate_parameters=True)
+@flow(name="demo", flow_run_name=name_run, on_completion=[keep_result], validate_parameters=True)
 def demo(
     agent: AgentName = "flights",
     bootstrap_weeks: Annotated[int, Field(ge=2, le=26)] = 8,

@@ -8,12 +8,12 @@ from prefect import flow
 
 from tasks import ingesting
 from tasks.common import AgentName
-from tasks.endings import conclude, name_run
+from tasks.endings import conclude, keep_result, name_run
 
 __all__ = ["live"]
 
 
-@flow(name="live", flow_run_name=name_run, validate_parameters=True)
+@flow(name="live", flow_run_name=name_run, on_completion=[keep_result], validate_parameters=True)
 def live(agent: AgentName, end: datetime, start: datetime | None = None) -> int:
     """Read observations and known outcomes from the agent file's sources; returns the number of added observations.
 

@@ -10,12 +10,12 @@ from stillhouse.knowledge.upkeep import UpkeepReport
 from stillhouse.locks import upkeep_lock
 from tasks import maintaining
 from tasks.common import AgentName
-from tasks.endings import conclude, name_run
+from tasks.endings import conclude, keep_result, name_run
 
 __all__ = ["maintain"]
 
 
-@flow(name="maintain", flow_run_name=name_run, validate_parameters=True)
+@flow(name="maintain", flow_run_name=name_run, on_completion=[keep_result], validate_parameters=True)
 def maintain(agent: AgentName = "flights", as_of: datetime | None = None) -> UpkeepReport:
     """Flush the spools, compact small files, delete rows older than `upkeep.keep`, and delete files of unused versions.
 

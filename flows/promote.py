@@ -11,12 +11,12 @@ from stillhouse.locks import refresh_lock
 from stillhouse.records import Verdict
 from tasks import events, promoting, reporting
 from tasks.common import AgentName
-from tasks.endings import conclude_verdict, name_run
+from tasks.endings import conclude_verdict, keep_result, name_run
 
 __all__ = ["promote"]
 
 
-@flow(name="promote", flow_run_name=name_run, validate_parameters=True)
+@flow(name="promote", flow_run_name=name_run, on_completion=[keep_result], validate_parameters=True)
 def promote(
     agent: AgentName = "flights",
     action: Literal["promote", "approve", "reject", "rollback"] = "promote",

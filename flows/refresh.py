@@ -15,12 +15,12 @@ from stillhouse.refreshing.publishing import closing_on_failure
 from stillhouse.refreshing.session import RefreshRequest, session_scope
 from tasks import events, refreshing, reporting
 from tasks.common import AgentName
-from tasks.endings import conclude_verdict, name_run
+from tasks.endings import conclude_verdict, keep_result, name_run
 
 __all__ = ["refresh"]
 
 
-@flow(name="refresh", flow_run_name=name_run, validate_parameters=True)
+@flow(name="refresh", flow_run_name=name_run, on_completion=[keep_result], validate_parameters=True)
 def refresh(
     agent: AgentName = "flights",
     as_of: datetime | None = None,

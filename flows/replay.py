@@ -12,12 +12,12 @@ from stillhouse.config import parse_duration
 from stillhouse.replay.report import ReplayReport
 from tasks import replaying
 from tasks.common import AgentName
-from tasks.endings import conclude, name_run
+from tasks.endings import conclude, keep_result, name_run
 
 __all__ = ["replay"]
 
 
-@flow(name="replay", flow_run_name=name_run, validate_parameters=True)
+@flow(name="replay", flow_run_name=name_run, on_completion=[keep_result], validate_parameters=True)
 def replay(
     agent: AgentName = "flights",
     policies: Annotated[list[str], Field(min_length=1, max_length=20)] = ["never", "every:4w", "payoff"],  # noqa: B006

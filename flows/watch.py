@@ -11,12 +11,12 @@ from flows.refresh import refresh
 from stillhouse.records import Verdict
 from tasks import events, promoting, reporting, watching
 from tasks.common import AgentName
-from tasks.endings import conclude_verdict, name_run
+from tasks.endings import conclude_verdict, keep_result, name_run
 
 __all__ = ["watch"]
 
 
-@flow(name="watch", flow_run_name=name_run, validate_parameters=True)
+@flow(name="watch", flow_run_name=name_run, on_completion=[keep_result], validate_parameters=True)
 def watch(
     agent: AgentName = "flights",
     as_of: datetime | None = None,

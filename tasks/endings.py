@@ -9,15 +9,18 @@ import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
+from uuid import UUID
 
 import httpx
+from prefect import Flow
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
 from stillhouse.records import Verdict, VerdictResult
 from stillhouse.shown import escape_line
 
-__all__ = ["STATE_NAMES", "conclude", "conclude_verdict", "log_verdict", "name_run", "state_name"]
+__all__ = ["STATE_NAMES", "conclude", "conclude_verdict", "keep_result", "log_verdict", "name_run", "state_name"]
 
 log = logging.getLogger("stillhouse.verdicts")
 
@@ -43,6 +46,9 @@ STATE_NAMES: Mapping[VerdictResult, str] = {
     "rejected": "Rejected",
 }
 """Name of the final state of a run by the result of its verdict. See also :func:`state_name`."""
+
+_results: dict[UUID, Any] = {}
+"""Results of the runs of this process that are about to end, by run."""
 
 _ALARMS = ("drift", "harmful_drift", "teacher_failing")
 
@@ -73,8 +79,9 @@ def name_run() -> str:
 def conclude(flow: str, result: R, message: str, *, state: str = "Completed", as_of: datetime | None = None) -> R:
     """Return ``result`` from a flow, so that its run ends in a state with this name and message.
 
-    Prefect takes a returned state as the final one, and gives the caller of the flow the result in it. The function
-    ``.fn`` of a flow, called without a run of its own, returns the result itself.
+    Prefect takes a returned state as the final one, and gives the caller of the flow the result in it; the flow needs
+    the hook :func:`keep_result`. The function ``.fn`` of a flow, called without a run of its own, returns the result
+    itself.
 
     :param flow: name of the flow that returns.
     :param message: one or more sentences; text from data is escaped.
@@ -86,7 +93,20 @@ def conclude(flow: str, result: R, message: str, *, state: str = "Completed", as
         return result
     if as_of is not None:
         _rename_run(context, f"{_name_request(context)} {_format_time(as_of)}: {state.lower()}")
+    if context.flow_run is not None:
+        _results[context.flow_run.id] = result
     return cast(R, Completed(name=state, message=escape_line(message), data=result))
+
+
+def keep_result(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Put the result back into the final state of a run, where the server's answer is a state without it.
+
+    The server answers so if it had stored the state, and its first answer was lost: under load, or while SQLite is
+    locked. The caller of the flow would get the error MissingResult. For the argument ``on_completion`` of a flow.
+    """
+    result = _results.pop(flow_run.id, None)
+    if state.data is None:
+        state.data = result
 
 
 def conclude_verdict(flow: str, verdict: Verdict) -> Verdict:

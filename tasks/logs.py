@@ -26,6 +26,7 @@ def configure_logs() -> None:
     """Show the engine's log on the pages of runs, and leave out tracebacks of user errors and tasks that ended well."""
     for name in _RUN_LOGGERS:
         logging.getLogger(name).addFilter(_WithoutUserTracebacks())
+    logging.getLogger("prefect.flow_runs").addFilter(_WithoutHook())
     logging.getLogger("prefect.task_runs").addFilter(_WithoutFinishedTasks())
     engine, level = logging.getLogger(ENGINE_LOGGER), logging.getLevelName(PREFECT_LOGGING_LEVEL.value())
     if not any(isinstance(handler, APILogHandler) for handler in engine.handlers):
@@ -49,6 +50,14 @@ class _WithoutUserTracebacks(logging.Filter):
         if record.exc_info and isinstance(record.exc_info[1], StillhouseError):
             record.exc_info = None
         return True
+
+
+class _WithoutHook(logging.Filter):
+    """Leave out that the hook ran which every flow has, unless Prefect's level is DEBUG."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_about_hook = record.getMessage().startswith(("Running hook 'keep_result'", "Hook 'keep_result' finished"))
+        return PREFECT_LOGGING_LEVEL.value() == "DEBUG" or not is_about_hook
 
 
 class _WithoutFinishedTasks(logging.Filter):

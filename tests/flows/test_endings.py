@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from typing import get_args
 
 import pytest
+from prefect import flow_engine
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging.handlers import APILogWorker
 
 from flows.live import live
@@ -18,7 +19,7 @@ from flows.watch import watch
 from stillhouse.champion import open_registry
 from stillhouse.errors import RegistryError
 from stillhouse.records import Verdict, VerdictResult
-from tasks import refreshing
+from tasks import endings, refreshing
 from tasks.endings import STATE_NAMES, state_name
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -91,6 +92,23 @@ def test_state_name_and_log_of_a_run_say_what_came_out(toy_base, day) -> None:
     assert newest_run("promote").state.name in ("Promoted", "Rolled back")
     assert live("toy", day(25)) == 120
     assert newest_run("live").state.message == "120 observations added until 2024-01-26 00:00"
+
+
+def test_the_caller_gets_the_verdict_if_the_server_answers_without_it(toy_base, day, monkeypatch) -> None:
+    """As after a state that was stored, and whose answer was lost: the client asks again."""
+    propose = flow_engine.propose_state_sync
+
+    def propose_and_lose_data(*args, **kwargs):
+        state = propose(*args, **kwargs)
+        if state.is_final():
+            state = State(type=state.type, name=state.name, message=state.message)
+        return state
+
+    toy_base(24)
+    monkeypatch.setattr(flow_engine, "propose_state_sync", propose_and_lose_data)
+    assert watch(agent="toy", as_of=day(24)).result == "no_drift"
+    assert not endings._results
+    assert not [line for line in read_log(newest_run("watch")) if "keep_result" in line]
 
 
 def test_a_flow_function_without_a_run_returns_its_result(toy_base, day) -> None:
