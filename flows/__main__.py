@@ -17,6 +17,7 @@ import typer
 from rich.text import Text
 
 from stillhouse import config
+from stillhouse.commands.arguments import complete_agent
 from stillhouse.shown import escape_line, escape_paragraphs
 from stillhouse.terminal import Console, Table, report_errors
 from tasks.prefect_server import ensure_server, without_heartbeats
@@ -36,7 +37,15 @@ console = Console()
 
 _MALLOC_OPTIONS = {-8: 2, -3: 2**20, -1: 2**24}  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of <malloc.h>
 
-Agent = Annotated[str, typer.Option(help="Name of the agent file in agents/.")]
+Agent = Annotated[
+    str,
+    typer.Option(
+        metavar="AGENT",
+        help="Name of the agent file in agents/, or its path.",
+        parser=config.choose_agent,
+        autocompletion=complete_agent,
+    ),
+]
 AsOf = Annotated[datetime | None, typer.Option(help="Time (UTC) for which the flow runs. Default: now.")]
 
 

@@ -289,3 +289,25 @@ class Yesterday(datetime):
     @classmethod
     def now(cls, zone: tzinfo | None = None) -> datetime:
         return datetime.now(zone) - timedelta(days=1)
+
+
+def test_commands_take_an_agent_by_the_path_of_its_file(
+    run: Command, agents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("STILLHOUSE_AGENTS", str(tmp_path / "empty"))
+    file = agents / "toy.yaml"
+    for words in (["history"], ["quarantine"], ["teachers"], ["status"]):
+        by_name, by_path = run(*words, "toy"), run(*words, str(file))
+        assert by_name.returncode == 1 and "no agent 'toy'" in by_name.stderr
+        assert by_path.returncode == 0, by_path.stderr
+    renamed = file.rename(agents / "draft.yaml")
+    shown = run("status", str(renamed))
+    assert shown.returncode == 1 and "the file must be called toy.yaml" in shown.stderr
+    shown = run("status", str(agents / "away.yaml"))
+    assert shown.returncode == 1 and "away.yaml: cannot be read" in shown.stderr and "Traceback" not in shown.stderr
+
+
+def test_flows_take_an_agent_by_the_path_of_its_file(flows: Run, agents: Path) -> None:
+    done = flows("maintain", "--agent", str(agents / "away.yaml"))
+    assert done.returncode == 1 and "away.yaml: cannot be read" in done.stderr and "Traceback" not in done.stderr
