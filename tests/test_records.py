@@ -28,11 +28,14 @@ from stillhouse.records import (
     Disagreement,
     DriftCalibration,
     DriftReport,
+    EvaluatedModel,
+    Evaluation,
     EvidenceRows,
     EvidenceStep,
     Examination,
     FinalFit,
     Frontier,
+    IntervalEstimate,
     Latency,
     LayerSensitivity,
     LossBaseline,
@@ -128,6 +131,26 @@ DRIFT = DriftReport(
 MODEL = ModelRef(name="toy", version="3", uri="models:/toy/3", run_id="abc")
 TEACHER = TeacherRef(version="0123456789ab", folder="/t", fitted=WINDOW, bytes=7, model=MODEL)
 STUDENT = StudentRef(folder="/s", bytes=9, rows=100, history=({"knowledge_loss": 0.1, "outcome_loss": 0.7},))
+INTERVAL = IntervalEstimate(value=2 / 3, low=0.5, high=0.8)
+EVALUATED = EvaluatedModel(
+    role="previous", name="toy@2", rows=90, quality=INTERVAL, accuracy=0.7, difference=IntervalEstimate(value=-0.1)
+)
+EVALUATION = Evaluation(
+    agent="toy",
+    files=("rows.csv",),
+    measure="auc",
+    better="higher",
+    confidence=0.95,
+    rows_read=100,
+    unusable=1,
+    without_outcome=2,
+    duplicates=3,
+    trained_on=4,
+    rows=90,
+    models=(EVALUATED,),
+    problems=("rows.csv:2: a: 'hot' is no number",),
+    notes=("there is no previous champion",),
+)
 LATENCY = Latency(p50_ms=0.04, p95_ms=0.09, calls=300)
 CARD = Scorecard(
     model="fp32",
@@ -416,6 +439,9 @@ ALL: list[Record] = [
     MODEL,
     TEACHER,
     STUDENT,
+    INTERVAL,
+    EVALUATED,
+    EVALUATION,
     LATENCY,
     CARD,
     SCORES,

@@ -12,6 +12,7 @@ from stillhouse.commands.check import check
 from stillhouse.commands.compress import compress
 from stillhouse.commands.contract import contract
 from stillhouse.commands.drift import drift
+from stillhouse.commands.evaluate import evaluate
 from stillhouse.commands.history import history
 from stillhouse.commands.import_ import import_
 from stillhouse.commands.keys import keys, sign, verify_model
@@ -41,6 +42,7 @@ app.command("import")(import_)
 app.command()(quarantine)
 app.command()(status)
 app.command()(history)
+app.command()(evaluate)
 app.command()(verify)
 app.command()(teachers)
 app.command()(replay)

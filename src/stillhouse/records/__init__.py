@@ -25,6 +25,7 @@ from stillhouse.records.drift import (
     ScreenResult,
     SliceDrift,
 )
+from stillhouse.records.evaluations import EvaluatedModel, Evaluation, IntervalEstimate
 from stillhouse.records.evidence import Cost, EvidenceRows, EvidenceStep, LossBaseline, Process
 from stillhouse.records.models import ModelRef, StudentRef, TeacherRef
 from stillhouse.records.pool import (
@@ -91,11 +92,14 @@ __all__ = [
     "Disagreement",
     "DriftCalibration",
     "DriftReport",
+    "EvaluatedModel",
+    "Evaluation",
     "EvidenceRows",
     "EvidenceStep",
     "Examination",
     "FinalFit",
     "Frontier",
+    "IntervalEstimate",
     "Latency",
     "LayerSensitivity",
     "LossBaseline",
