@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import sys
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,7 +18,7 @@ import typer
 from rich.text import Text
 
 from stillhouse import config
-from stillhouse.commands.arguments import complete_agent
+from stillhouse.commands.arguments import show_version
 from stillhouse.shown import escape_line, escape_paragraphs
 from stillhouse.terminal import Console, Table, report_errors
 from tasks.prefect_server import ensure_server, without_heartbeats
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=False,  # the completion of a shell is by the name of a program, and this is `python -m flows`
     pretty_exceptions_enable=False,
     help="Run one stillhouse flow now, in this process.",
 )
@@ -43,7 +44,6 @@ Agent = Annotated[
         metavar="AGENT",
         help="Name of the agent file in agents/, or its path.",
         parser=config.choose_agent,
-        autocompletion=complete_agent,
     ),
 ]
 AsOf = Annotated[datetime | None, typer.Option(help="Time (UTC) for which the flow runs. Default: now.")]
@@ -266,11 +266,29 @@ def _format(quality: float | None) -> str:
     return "" if quality is None else f"{quality:.4f}"
 
 
+_ADVICE = {
+    "demo": "the weeks so far are kept; run the same command again to go on",
+    "live": "the rows so far are kept; run the same command again to go on",
+    "replay": "a replay keeps nothing before its end; run the same command again",
+}
+_KEPT = "finished steps are kept; run the same command again to complete it"
+
+
+@app.callback()
+def prepare(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Run one stillhouse flow now, in this process."""
+    config.use_embedded_defaults()  # before Prefect is imported
+    _return_freed_memory()
+
+
 def main() -> None:
-    """Set the embedded defaults before Prefect is imported, then run a command; report user errors in one sentence."""
-    with report_errors():
-        config.use_embedded_defaults()
-        _return_freed_memory()
+    """Run a command; report user errors in one sentence."""
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    with report_errors(_ADVICE.get(words[0], _KEPT) if words else _KEPT):
         app()
 
 

@@ -15,6 +15,7 @@ from rich.console import Console as RichConsole
 from rich.text import Text
 
 from stillhouse.errors import StillhouseError
+from stillhouse.interrupts import answer_interrupts
 from stillhouse.shown import LineFormatter, escape_line, escape_paragraphs
 
 __all__ = ["Console", "Table", "report_errors"]
@@ -49,11 +50,14 @@ class Table(rich.table.Table):
 
 
 @contextmanager
-def report_errors() -> Iterator[None]:
+def report_errors(advice: str) -> Iterator[None]:
     """Print errors that a user can correct to standard error, with exit code 1 and without a traceback.
 
     These are every :class:`~stillhouse.errors.StillhouseError`, and files and folders that cannot be read or written.
-    Standard output accepts any text, whatever its encoding.
+    Standard output accepts any text, whatever its encoding. Ctrl-C is answered at once, see
+    :mod:`stillhouse.interrupts`.
+
+    :param advice: how to go on after Ctrl-C.
     """
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(LineFormatter())
@@ -61,14 +65,13 @@ def report_errors() -> Iterator[None]:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        yield
+        with answer_interrupts(advice):
+            yield
     except StillhouseError as error:
         _exit_with(type(error).__name__, str(error))
     except BrokenPipeError:  # the reader of the pipe has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except OSError as error:
         if error.strerror is None:
             raise

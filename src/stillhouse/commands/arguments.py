@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from stillhouse import config
+from stillhouse.version import __version__
 
-__all__ = ["AGENT_HELP", "AgentName", "AgentNames", "AsJson", "complete_agent"]
+__all__ = ["AGENT_HELP", "AgentName", "AgentNames", "AsJson", "complete_agent", "show_version"]
 
 AGENT_HELP = "name of an agent file in agents/, such as flights, or its path"
 
@@ -32,3 +33,10 @@ AgentNames = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and end the command, if the option ``--version`` was given."""
+    if wanted:
+        typer.echo(f"stillhouse {__version__}")
+        raise typer.Exit
