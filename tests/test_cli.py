@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -212,6 +213,9 @@ def test_drift_ranks_the_columns_of_two_tables(run: Command, tables: Path) -> No
     ranked = [line for line in lines if line[0] in ("temp", "wind", "origin")]
     assert [line[0] for line in ranked] == ["origin", "temp", "wind"] and ranked[0][-1] == "LGA"
     assert "4,000 rows before, 4,000 now" in shown.stdout
+    as_json = json.loads(run("drift", before, after, "--json").stdout)
+    assert (as_json["reference_rows"], as_json["current_rows"]) == (4000, 4000)
+    assert [column["column"] for column in as_json["columns"]] == ["origin", "temp", "wind"]
     only = run("drift", profile_file, after, "--column", "wind").stdout
     assert next(line.split() for line in lines_of(only) if "wind" in line) == ranked[2] and "temp" not in only
 
@@ -258,11 +262,16 @@ def test_drift_of_a_text_column(run: Command, tmp_path: Path) -> None:
     assert lacking.returncode == 1 and "no column 'sad'; there are ['message', 'n']" in lacking.stderr
 
 
+def show_spending(base: KnowledgeBase) -> None:
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    status.show_spending(base.answers.spending(), base.answers.spending(asked_since=midnight))
+
+
 def test_spending_of_the_teachers_today_and_in_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = KnowledgeBase(load_file(TOY), tmp_path / "kb")
     shown = Console(file=StringIO(), width=120)
     monkeypatch.setattr(status, "console", shown)
-    status.show_spending(base)
+    show_spending(base)
     assert shown.file.getvalue() == ""
 
     def spend(teacher: str, batch: str, money: float) -> None:
@@ -276,7 +285,7 @@ def test_spending_of_the_teachers_today_and_in_total(tmp_path: Path, monkeypatch
         spend("llm", "old", 0.5)
         spend("rules", "old rules", 0.0)
     spend("llm", "new", 0.25)
-    status.show_spending(base)
+    show_spending(base)
     rows = [line.split() for line in shown.file.getvalue().splitlines()]
     assert rows[1:] == [
         ["llm", "today", "12", "10", "3,400", "50", "2.0", "0.2500"],

@@ -35,6 +35,8 @@ from stillhouse.records import (
     Examination,
     FinalFit,
     Frontier,
+    History,
+    HistoryEntry,
     IntervalEstimate,
     Latency,
     LayerSensitivity,
@@ -65,7 +67,10 @@ from stillhouse.records import (
     Sources,
     Spending,
     StudentRef,
+    TableDrift,
     TeacherRef,
+    TeacherReport,
+    TeacherShare,
     TeacherWeights,
     Verdict,
     Verification,
@@ -411,6 +416,21 @@ VERIFICATION = Verification(
     checked=("the verdict",),
     differences=("auc: 0.9 is recorded, 0.8 was computed",),
 )
+HISTORY_ENTRY = HistoryEntry(
+    recorded_at=NOW,
+    as_of=NOW,
+    verdict_id="v",
+    kind="gate",
+    result="promoted",
+    response="hold",
+    summary="no worse",
+    reasons=(REASON,),
+    gain=REALISED_GAIN,
+)
+HISTORY = History(agent="toy", entries=(HISTORY_ENTRY,))
+TEACHER_SHARE = TeacherShare(teacher="t", kinds=("python",), by_file=0.5, now={"": 0.4, "origin=JFK": 0.2})
+TEACHER_REPORT = TeacherReport(agent="toy", teachers=(TEACHER_SHARE,), changes=(WEIGHT_CHANGE,))
+TABLE_DRIFT = TableDrift(reference_rows=9, current_rows=8, columns=(COLUMN,))
 ALL: list[Record] = [
     WINDOW_SOURCE,
     MODEL_SOURCE,
@@ -439,6 +459,11 @@ ALL: list[Record] = [
     MODEL,
     TEACHER,
     STUDENT,
+    HISTORY_ENTRY,
+    HISTORY,
+    TEACHER_SHARE,
+    TEACHER_REPORT,
+    TABLE_DRIFT,
     INTERVAL,
     EVALUATED,
     EVALUATION,

@@ -31,6 +31,13 @@ class Console(RichConsole):
         """``text`` with control characters and direction marks escaped; line feeds stay."""
         return super().render_str(escape_paragraphs(text), **more)
 
+    def print_indented(self, text: object, columns: int, **more: Any) -> None:
+        """Print ``text`` as one paragraph that is indented by ``columns`` and wrapped at the width of the console."""
+        lines = Text(escape_line(text)).wrap(self, self.width - columns, overflow="fold")
+        for line in lines:
+            line.rstrip()
+            self.print(Text(" " * columns) + line, soft_wrap=True, **more)
+
     def done(self, text: str) -> None:
         """Print one line about a passed check or a finished step, after a green tick; never wrapped."""
         self.print(Text.assemble(("✓", "green"), " ", escape_paragraphs(text)), soft_wrap=True)

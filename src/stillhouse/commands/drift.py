@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stillhouse import config
-from stillhouse.commands.output import console
+from stillhouse.commands.arguments import AsJson
+from stillhouse.commands.output import console, print_json
 from stillhouse.errors import SchemaError
 from stillhouse.shown import escape_line
 from stillhouse.terminal import Table
@@ -34,19 +35,24 @@ def drift(
     keep: Annotated[
         Path | None, typer.Option(help="save the profile of the reference here, to pass it as the reference next time")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure the drift of each column between two tables, largest first. Tables may be larger than memory."""
     from stillhouse.drift.distances import compare_profiles
     from stillhouse.drift.explain import rank_columns
-    from stillhouse.records import COLUMN_DISTANCES
+    from stillhouse.records import COLUMN_DISTANCES, TableDrift
 
     before = _load_profile(reference, columns, None, texts or ())
     now = _load_profile(current, columns, before, texts or ())
     if keep is not None:
         keep.write_bytes(before.to_bytes())
+    columns_by_drift = rank_columns(compare_profiles(before, now))
+    if as_json:
+        print_json(TableDrift(reference_rows=before.rows, current_rows=now.rows, columns=tuple(columns_by_drift)))
+        return
     headings = [distance.heading for distance in COLUMN_DISTANCES]
     table = Table("column", *headings, "missing before", "missing now", "new values")
-    for column in rank_columns(compare_profiles(before, now)):
+    for column in columns_by_drift:
         unseen = ", ".join(column.unseen[:3]) + (
             f" and {len(column.unseen) - 3} more" if len(column.unseen) > 3 else ""
         )

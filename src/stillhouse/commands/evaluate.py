@@ -10,7 +10,7 @@ import typer
 
 from stillhouse import config
 from stillhouse.commands.arguments import AgentName, AsJson
-from stillhouse.commands.output import console, format_number
+from stillhouse.commands.output import console, format_number, print_json
 from stillhouse.errors import ConfigError
 from stillhouse.shown import escape_line
 from stillhouse.terminal import Console, Table
@@ -88,7 +88,7 @@ def evaluate(
             on_model=lambda name: status.update(f"scoring {name}"),
         )
     if as_json:
-        typer.echo(evaluation.model_dump_json(indent=2))
+        print_json(evaluation)
     else:
         _show(evaluation)
 

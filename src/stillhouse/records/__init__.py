@@ -41,6 +41,7 @@ from stillhouse.records.pool import (
 )
 from stillhouse.records.quality import Disagreement, Latency, NamedQuality, Quality, Scorecard
 from stillhouse.records.refreshes import Baseline, Refresh
+from stillhouse.records.reports import History, HistoryEntry, TableDrift, TeacherReport, TeacherShare
 from stillhouse.records.sources import AnswersSource, ModelSource, Sources, WindowSource
 from stillhouse.records.teachers import (
     Contradiction,
@@ -99,6 +100,8 @@ __all__ = [
     "Examination",
     "FinalFit",
     "Frontier",
+    "History",
+    "HistoryEntry",
     "IntervalEstimate",
     "Latency",
     "LayerSensitivity",
@@ -130,7 +133,10 @@ __all__ = [
     "Sources",
     "Spending",
     "StudentRef",
+    "TableDrift",
     "TeacherRef",
+    "TeacherReport",
+    "TeacherShare",
     "TeacherWeights",
     "Verdict",
     "VerdictResult",

@@ -9,7 +9,7 @@ forecasts, prove nothing, and are not stored.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -386,25 +386,43 @@ def list_switches(watched: WatchedWindow) -> list[Switch]:
 
 def list_switches_of(base: KnowledgeBase, versions: Sequence[PoolVersion]) -> list[Switch]:
     """:func:`list_switches` of an agent's knowledge base and the versions that may be members of its pool."""
-    by_refresh = {
-        (version.tags.get("refresh_id"), version.tags.get("variant")): str(version.model) for version in versions
-    }
-    verdicts = base.journal.verdicts(results=("promoted", "rolled_back"))
-    switches = [_switch(verdict, by_refresh) for verdict in verdicts if verdict.kind != "watch"]
-    return [switch for switch in switches if switch is not None]
+    by_refresh: dict[tuple[str | None, str | None], list[PoolVersion]] = {}
+    for version in versions:
+        by_refresh.setdefault((version.tags.get("refresh_id"), version.tags.get("variant")), []).append(version)
+    switches = list[Switch]()
+    for verdict in reversed(base.journal.verdicts(results=("promoted", "rolled_back"))):
+        switch = None if verdict.kind == "watch" else _switch(verdict, by_refresh, switches[-1] if switches else None)
+        switches += [] if switch is None else [switch]
+    return switches[::-1]
 
 
-def _switch(verdict: Verdict, by_refresh: Mapping[tuple[str | None, str | None], str]) -> Switch | None:
+def _switch(
+    verdict: Verdict, by_refresh: Mapping[tuple[str | None, str | None], Sequence[PoolVersion]], after: Switch | None
+) -> Switch | None:
+    """The change of the champion that a verdict made; ``after`` is the next one."""
     evidence: Any = verdict.evidence
     if verdict.kind == "promotion":
         champion = evidence.get("champion")
         return champion and Switch(verdict.as_of, champion, evidence.get("before"), False, verdict.verdict_id)
     certificate = evidence["certificate"]
-    champion = by_refresh.get((certificate["refresh_id"], certificate["challenger"]["model"]))
+    made = by_refresh.get((certificate["refresh_id"], certificate["challenger"]["model"]), ())
+    champion = _find_promoted(made, after)
     before = certificate.get("champion")
     if champion is None:
         return None
     return Switch(verdict.as_of, champion, before["model"] if before else None, True, verdict.verdict_id)
+
+
+def _find_promoted(made: Sequence[PoolVersion], after: Switch | None) -> str | None:
+    """Which version a gate promoted: the challenger or its final fit. The next change replaced it, if there is one."""
+    is_promoted: tuple[Callable[[PoolVersion], bool], ...] = (
+        lambda version: after is not None and str(version.model) == after.replaced,
+        lambda version: after is None and "champion" in version.aliases,
+        lambda version: version.released,
+        lambda version: True,
+    )
+    found = (version for test in is_promoted for version in made if test(version))
+    return next((str(version.model) for version in found), None)
 
 
 def _everyone(watched: WatchedWindow, members: Sequence[PoolMember], champion: PoolMember) -> list[PoolMember]:
