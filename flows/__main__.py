@@ -10,7 +10,8 @@ import ctypes
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,7 +21,7 @@ from rich.text import Text
 from stillhouse import config
 from stillhouse.commands.arguments import show_version
 from stillhouse.shown import escape_line, escape_paragraphs
-from stillhouse.terminal import Console, Table, report_errors
+from stillhouse.terminal import Console, Table, report_errors, show_stations
 from tasks.prefect_server import ensure_server, without_heartbeats
 
 if TYPE_CHECKING:
@@ -78,9 +79,9 @@ def live(
 
     The period begins where the knowledge base ends.
     """
-    flow = _flow("live", agent)
-
-    console.print(f"{flow(agent=agent, end=until)} observations added")
+    with _running("live", agent) as flow:
+        added = flow(agent=agent, end=until)
+    console.print(f"{added} observations added")
 
 
 @app.command()
@@ -93,9 +94,9 @@ def watch(
     ] = "refresh",
 ) -> None:
     """Check the current data, measure drift and decide; run a refresh if the decision asks for one."""
-    flow = _flow("watch", agent)
-
-    _show(flow(agent=agent, as_of=as_of, on_drift=on_drift))
+    with _running("watch", agent) as flow:
+        verdict = flow(agent=agent, as_of=as_of, on_drift=on_drift)
+    _show(verdict)
 
 
 @app.command()
@@ -122,9 +123,9 @@ def refresh(
     ] = "redistil",
 ) -> None:
     """Distil, compress and evaluate a challenger; the gate decides whether it is promoted."""
-    flow = _flow("refresh", agent)
-
-    _show(flow(agent=agent, as_of=as_of, trigger=trigger, cause=cause, teacher=teacher, mode=mode))
+    with _running("refresh", agent, mode) as flow:
+        verdict = flow(agent=agent, as_of=as_of, trigger=trigger, cause=cause, teacher=teacher, mode=mode)
+    _show(verdict)
 
 
 @app.command()
@@ -147,18 +148,18 @@ def promote(
     """Make another version the champion, by hand; approve or reject the waiting challenger; or go back."""
     if rollback and action not in ("promote", "rollback"):
         raise typer.BadParameter(f"--rollback goes back, and --action says {action}: give one of them")
-    flow = _flow("promote", agent)
-
     chosen = "rollback" if rollback else action
-    _show(flow(agent=agent, action=chosen, version=version, reason=reason, by=by))
+    with _running("promote", agent) as flow:
+        verdict = flow(agent=agent, action=chosen, version=version, reason=reason, by=by)
+    _show(verdict)
 
 
 @app.command()
 def maintain(agent: Agent = "flights", as_of: AsOf = None) -> None:
     """Flush the spools, compact small files, delete old rows and delete files that no model needs."""
-    flow = _flow("maintain", agent)
-
-    _show_upkeep(flow(agent=agent, as_of=as_of))
+    with _running("maintain", agent) as flow:
+        report = flow(agent=agent, as_of=as_of)
+    _show_upkeep(report)
 
 
 @app.command()
@@ -173,17 +174,27 @@ def replay(
     ] = False,
 ) -> None:
     """Play policies on an agent's history; table, figure and an MLflow experiment show what each would have gained."""
-    flow = _flow("replay", agent)
-
     from stillhouse.replay.publishing import list_headings, list_rows, summarize
 
     chosen = {"policies": policy} if policy else {}
-    report = flow(agent=agent, weeks=weeks, from_sources=from_sources, **chosen)
+    with _running("replay", agent) as flow:
+        report = flow(agent=agent, weeks=weeks, from_sources=from_sources, **chosen)
     table = Table(*list_headings(report))
     for row in list_rows(report):
         table.add_row(*row)
     console.print(table)
     console.print(summarize(report))
+
+
+@contextmanager
+def _running(name: str, agent: str, kind: str = "") -> Iterator[Callable[..., Any]]:
+    """Yield the flow, and show where it is, with the time left by the last run of that kind.
+
+    Prefect is imported inside: its log then appears above the line that shows the progress.
+    """
+    times = config.home() / "progress" / f"{'-'.join(filter(None, (name, kind, agent)))}.json"
+    with show_stations(console, f"{name} {agent}", times):
+        yield _flow(name, agent)
 
 
 def _flow(name: str, agent: str) -> Callable[..., Any]:

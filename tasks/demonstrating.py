@@ -12,6 +12,6 @@ __all__ = ["summarize"]
 
 
 @engine_task("sum up")
-def summarize(agent: str, weeks: Sequence[Week], seconds: float) -> DemoResult:
+def summarize(agent: str, weeks: Sequence[Week]) -> DemoResult:
     """Write the summary, table and figure of all weeks."""
-    return demonstrating.summarize(agent, weeks, seconds)
+    return demonstrating.summarize(agent, weeks)

@@ -19,7 +19,7 @@ ANNOUNCED_RESULTS = frozenset(
 """Results of gates and promotions that have an event, ``stillhouse.<result>``."""
 
 
-@engine_task("announce {verdict.result}")
+@engine_task("announce: {verdict.result}")
 def announce_verdict(verdict: Verdict) -> None:
     """Emit ``stillhouse.promoted``, ``stillhouse.refused`` and so on: the agent, its champion now, and the summary.
 

@@ -8,17 +8,23 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any, NoReturn
 
 import rich.table
 from rich.console import Console as RichConsole
+from rich.live import Live
+from rich.spinner import Spinner
 from rich.text import Text
 
 from stillhouse.errors import StillhouseError
 from stillhouse.interrupts import answer_interrupts
 from stillhouse.shown import LineFormatter, escape_line, escape_paragraphs
+from stillhouse.stations import StationTimes, format_duration_left, listening
 
-__all__ = ["Console", "Table", "report_errors"]
+__all__ = ["Console", "Table", "report_errors", "show_stations"]
+
+_SECONDS_BETWEEN_LINES = 10.0  # of a progress report in a file or pipe
 
 
 class Console(RichConsole):
@@ -54,6 +60,74 @@ class Table(rich.table.Table):
     def add_row(self, *cells: Any, **more: Any) -> None:
         """Add a row; cells of text are printed literally."""
         super().add_row(*(escape_line(cell) if isinstance(cell, str) else cell for cell in cells), **more)
+
+
+@contextmanager
+def show_stations(console: Console, title: str, file: Path | None = None) -> Iterator[None]:
+    """Show the stations that the work inside reports, with the time that is left.
+
+    In a terminal one line, which is gone at the end. In a file or pipe, a line at the end of each station that has
+    parts, and one every ten seconds in between; stations without parts are in the log of a flow run.
+
+    :param title: what runs, such as ``refresh flights``.
+    :param file: where the times of the last run are stored, by which the time left is estimated.
+    """
+    times = StationTimes(file)
+    display = _StationLine(console, title, times) if console.is_terminal else _StationLog(console, title, times)
+    with display, listening(display.enter):
+        yield
+    times.finish()
+
+
+class _StationLine:
+    """The current station on the last line of a terminal."""
+
+    def __init__(self, console: Console, title: str, times: StationTimes) -> None:
+        self._title, self._times = title, times
+        self._spinner = Spinner("dots")
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> None:
+        self._live.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def enter(self, station: str, done: int, total: int | None) -> None:
+        self._times.enter(station, done, total)
+
+    def _render(self) -> Spinner:
+        self._spinner.update(text=Text(_describe(self._title, self._times), no_wrap=True, overflow="ellipsis"))
+        return self._spinner
+
+
+class _StationLog:
+    """A line for each station with parts, in a file or pipe."""
+
+    def __init__(self, console: Console, title: str, times: StationTimes) -> None:
+        self._console, self._title, self._times = console, title, times
+        self._printed_at = float("-inf")
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def enter(self, station: str, done: int, total: int | None) -> None:
+        self._times.enter(station, done, total)
+        now = self._times.elapsed()
+        if total and done and (done >= total or now - self._printed_at >= _SECONDS_BETWEEN_LINES):
+            self._printed_at = now
+            self._console.print(_describe(self._title, self._times), soft_wrap=True)
+            self._console.file.flush()
+
+
+def _describe(title: str, times: StationTimes) -> str:
+    """The line of a station: ``refresh flights: compress, 12 s, about 5 s left``."""
+    parts = f" ({times.parts})" if times.parts else ""
+    texts = [f"{title}: {times.station or 'starting'}{parts}", f"{times.elapsed():.0f} s"]
+    return escape_line(", ".join([*texts, *filter(None, [format_duration_left(times.seconds_left())])]))
 
 
 @contextmanager

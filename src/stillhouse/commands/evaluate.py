@@ -119,10 +119,11 @@ def _show(evaluation: Evaluation) -> None:
     share = f"{evaluation.confidence:.4g}"
     interval = f"{float(share) * 100:g} % interval"
     title = f"{measure_title(evaluation.measure)} {evaluation.unit}".rstrip()
-    headings = ("model", "rows", title, interval, "accuracy", "to the champion", interval)
+    headings = ("model", "rows", title, interval, "accuracy", "difference", interval)
     table = Table(*headings, padding=(0, 1, 0, 0), pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
+    table.columns[3].no_wrap = table.columns[6].no_wrap = True
     for model in evaluation.models:
         difference = model.difference
         table.add_row(

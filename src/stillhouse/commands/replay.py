@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from stillhouse import config
+from stillhouse import config, stations
 from stillhouse.commands.arguments import AgentName
 from stillhouse.commands.output import console
 from stillhouse.errors import ConfigError
-from stillhouse.terminal import Table
+from stillhouse.terminal import Table, show_stations
 
 __all__ = ["replay"]
 
@@ -77,7 +75,7 @@ def replay(
         length = config.parse_duration(step)
     except ValueError as error:
         raise ConfigError(f"--step {step}: {error}") from error
-    with _progress() as progress:
+    with show_stations(console, f"replay {agent}"):
         report = play(
             agent,
             policy or ["never", "every:4w", "payoff"],
@@ -89,7 +87,7 @@ def replay(
             exchange_rate=exchange_rate,
             from_sources=from_sources,
             processes=processes,
-            progress=progress,
+            progress=stations.report,
         )
     folder = out or config.home() / "replay" / agent
     write_report(report, folder)
@@ -103,18 +101,3 @@ def replay(
         log_replay(report)
         console.done(f"logged to the MLflow experiment {agent}-replay")
     console.done(f"{folder}: replay.json, replay.png")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each kind of work; in a file or pipe nothing."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("", total=None)
-
-        def show(what: str, done: int, total: int) -> None:
-            bars.update(task, description=what, completed=done, total=total)
-
-        yield show
