@@ -20,8 +20,9 @@ from rich.text import Text
 
 from stillhouse import config
 from stillhouse.commands.arguments import show_version
+from stillhouse.commands.replay import show_report
 from stillhouse.shown import escape_line, escape_paragraphs
-from stillhouse.terminal import Console, Table, report_errors, show_stations
+from stillhouse.terminal import Console, Table, report_errors, show_log, show_stations
 from tasks.prefect_server import ensure_server, without_heartbeats
 
 if TYPE_CHECKING:
@@ -174,25 +175,23 @@ def replay(
     ] = False,
 ) -> None:
     """Play policies on an agent's history; table, figure and an MLflow experiment show what each would have gained."""
-    from stillhouse.replay.publishing import list_headings, list_rows, summarize
-
     chosen = {"policies": policy} if policy else {}
     with _running("replay", agent) as flow:
         report = flow(agent=agent, weeks=weeks, from_sources=from_sources, **chosen)
-    table = Table(*list_headings(report))
-    for row in list_rows(report):
-        table.add_row(*row)
-    console.print(table)
-    console.print(summarize(report))
+    show_report(console, report)
 
 
 @contextmanager
 def _running(name: str, agent: str, kind: str = "") -> Iterator[Callable[..., Any]]:
     """Yield the flow, and show where it is, with the time left by the last run of that kind.
 
-    Prefect is imported inside: its log then appears above the line that shows the progress.
+    In a terminal the engine's log appears above the line that shows the progress, and Prefect's, which would be written
+    into that line, does not; errors end the command with their message.
     """
     times = config.home() / "progress" / f"{'-'.join(filter(None, (name, kind, agent)))}.json"
+    if console.is_terminal:
+        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+        show_log(console, "stillhouse")
     with show_stations(console, f"{name} {agent}", times):
         yield _flow(name, agent)
 
@@ -248,11 +247,8 @@ def _show_upkeep(report: UpkeepReport) -> None:
 def _show(verdict: Verdict) -> None:
     result = verdict.result.replace("_", " ")
     console.print(Text.assemble((result, "bold"), f": {escape_paragraphs(verdict.summary)}"))
-    table = Table("", "measure", "value", "threshold", "")
     for reason in verdict.reasons:
-        value, threshold = (("" if x is None else f"{x:.4g}") for x in (reason.value, reason.threshold))
-        table.add_row(reason.status, reason.measure, value, threshold, reason.text)
-    console.print(table)
+        console.print_indented(f"{reason.status}: {reason.text}", 2)
 
 
 def _show_demo(year: DemoResult) -> None:

@@ -211,7 +211,8 @@ def test_drift_ranks_the_columns_of_two_tables(run: Command, tables: Path) -> No
     assert shown.returncode == 0, shown.stderr
     lines = [line.split() for line in lines_of(shown.stdout)]
     ranked = [line for line in lines if line[0] in ("temp", "wind", "origin")]
-    assert [line[0] for line in ranked] == ["origin", "temp", "wind"] and ranked[0][-1] == "LGA"
+    assert [line[0] for line in ranked] == ["origin", "temp", "wind"]
+    assert "new values of origin: LGA" in shown.stdout
     assert "4,000 rows before, 4,000 now" in shown.stdout
     as_json = json.loads(run("drift", before, after, "--json").stdout)
     assert (as_json["reference_rows"], as_json["current_rows"]) == (4000, 4000)
@@ -320,3 +321,24 @@ def test_commands_take_an_agent_by_the_path_of_its_file(
 def test_flows_take_an_agent_by_the_path_of_its_file(flows: Run, agents: Path) -> None:
     done = flows("maintain", "--agent", str(agents / "away.yaml"))
     assert done.returncode == 1 and "away.yaml: cannot be read" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [("stillhouse stat", {"status"}), ("stillhouse status t", {"toy"}), ("stillhouse serve toy ro", {"router"})],
+)
+def test_a_shell_completes_commands_and_agents(words: str, completed: set[str], agents: Path, tmp_path: Path) -> None:
+    shutil.copy(TOY, agents / "router.yaml")
+    environment = os.environ | {
+        "STILLHOUSE_AGENTS": str(agents),
+        "STILLHOUSE_HOME": str(tmp_path / "home"),
+        "_STILLHOUSE_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    program = "import sys; sys.argv = ['stillhouse']; from stillhouse.cli import main; main()"
+    shown = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, text=True, capture_output=True, check=False
+    )
+    assert set(shown.stdout.split()) == completed, shown
+    assert not (tmp_path / "home").exists()

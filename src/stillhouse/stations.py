@@ -44,12 +44,12 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def format_duration_left(seconds: float | None) -> str:
-    """A rough duration for people; empty for None.
+    """A rough duration for people; empty for None, and for less than a second.
 
     >>> format_duration_left(7.2), format_duration_left(200), format_duration_left(9000), format_duration_left(None)
     ('about 10 s left', 'about 3 min left', 'about 2.5 h left', '')
     """
-    if seconds is None:
+    if seconds is None or seconds < 1:
         return ""
     if seconds < 100:
         return f"about {max(5, 5 * round(seconds / 5 + 0.4))} s left"

@@ -22,7 +22,7 @@ from stillhouse.interrupts import answer_interrupts
 from stillhouse.shown import LineFormatter, escape_line, escape_paragraphs
 from stillhouse.stations import StationTimes, format_duration_left, listening
 
-__all__ = ["Console", "Table", "report_errors", "show_stations"]
+__all__ = ["Console", "Table", "report_errors", "show_log", "show_stations"]
 
 _SECONDS_BETWEEN_LINES = 10.0  # of a progress report in a file or pipe
 
@@ -60,6 +60,25 @@ class Table(rich.table.Table):
     def add_row(self, *cells: Any, **more: Any) -> None:
         """Add a row; cells of text are printed literally."""
         super().add_row(*(escape_line(cell) if isinstance(cell, str) else cell for cell in cells), **more)
+
+
+def show_log(console: Console, logger: str) -> None:
+    """Print what a logger says from level ``INFO`` on, above a line that shows progress, until the process ends."""
+    named = logging.getLogger(logger)
+    named.setLevel(logging.INFO)
+    named.addHandler(_ConsoleHandler(console))
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints messages to a console, one line each."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self._console = console
+        self.setFormatter(LineFormatter())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record), style="dim", soft_wrap=True)
 
 
 @contextmanager

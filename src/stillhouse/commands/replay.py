@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,9 +12,12 @@ from stillhouse import config, stations
 from stillhouse.commands.arguments import AgentName
 from stillhouse.commands.output import console
 from stillhouse.errors import ConfigError
-from stillhouse.terminal import Table, show_stations
+from stillhouse.terminal import Console, Table, show_stations
 
-__all__ = ["replay"]
+if TYPE_CHECKING:
+    from stillhouse.replay.report import ReplayReport
+
+__all__ = ["replay", "show_report"]
 
 
 def replay(
@@ -68,7 +71,7 @@ def replay(
 
     stillhouse replay flights --from-sources --policy never --policy every:4w --policy payoff
     """
-    from stillhouse.replay.publishing import list_headings, list_rows, log_replay, summarize, write_report
+    from stillhouse.replay.publishing import log_replay, write_report
     from stillhouse.replay.run import replay as play
 
     try:
@@ -91,13 +94,28 @@ def replay(
         )
     folder = out or config.home() / "replay" / agent
     write_report(report, folder)
-    table = Table(*list_headings(report))
-    for row in list_rows(report):
-        table.add_row(*row)
-    console.print(table)
-    console.print(summarize(report))
-    console.print("total: mean log loss plus price, nats per week; less is better")
+    show_report(console, report)
     if mlflow:
         log_replay(report)
         console.done(f"logged to the MLflow experiment {agent}-replay")
     console.done(f"{folder}: replay.json, replay.png")
+
+
+def show_report(console: Console, report: ReplayReport) -> None:
+    """Print the table of the policies, without their responses where a terminal is narrow: these follow as lines."""
+    from stillhouse.replay.publishing import list_headings, list_rows, summarize
+
+    headings, rows = list_headings(report), list(list_rows(report))
+    responses = headings.index("responses")
+    is_wide = console.width >= 120
+    shown = [index for index in range(len(headings)) if is_wide or index != responses]
+    table = Table(*(headings[index] for index in shown), padding=(0, 1, 0, 0), pad_edge=False)
+    for column, index in zip(table.columns, shown, strict=True):
+        column.justify = "left" if index in (0, responses) else "right"
+    for row in rows:
+        table.add_row(*(row[index] for index in shown))
+    console.print(table)
+    for row in rows if not is_wide else ():
+        console.print_indented(f"{row[0]}: {row[responses]}", 2)
+    console.print(summarize(report))
+    console.print("total: mean log loss plus price, nats per week; less is better")
