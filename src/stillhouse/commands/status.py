@@ -60,7 +60,7 @@ def _show_champion(read: AgentStatus) -> None:
         console.print(f"{champion.model} is champion {since}".replace(" ;", ";"), style="bold")
         if champion.why:
             console.print(f"why: {escape_line(champion.why)} (verdict {champion.verdict_id})")
-        judged = "not watched since then" if champion.still_good == "not known" else champion.still_good
+        judged: str = "not watched since then" if champion.still_good == "not known" else champion.still_good
         if watch is not None and champion.still_good != "not known":
             judged += f", by the watch of {watch.as_of:%Y-%m-%d %H:%M}: {watch.result.replace('_', ' ')}"
         console.print(f"still good: {judged}")
