@@ -110,7 +110,7 @@ def test_a_terminal_shows_the_station_on_one_line(tmp_path: Path) -> None:
         logging.getLogger("stillhouse.test_stations").info("a line\nof the log")
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", file.getvalue())
     assert "refresh toy: student, 0 s, about 10 min left" in shown and "a line\\nof the log\n" in shown
-    assert json.loads(times.read_text()).keys() == {"student"}
+    assert json.loads(times.read_text()).keys() == {"starting", "student"}
 
 
 def test_a_command_that_fails_stores_no_times(tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def show_stations(console: Console, title: str, file: Path | None = None) -> Ite
     :param file: where the times of the last run are stored, by which the time left is estimated.
     """
     times = StationTimes(file)
+    times.enter("starting")
     display = _StationLine(console, title, times) if console.is_terminal else _StationLog(console, title, times)
     with display, listening(display.enter):
         yield
@@ -145,7 +146,7 @@ class _StationLog:
 def _describe(title: str, times: StationTimes) -> str:
     """The line of a station: ``refresh flights: compress, 12 s, about 5 s left``."""
     parts = f" ({times.parts})" if times.parts else ""
-    texts = [f"{title}: {times.station or 'starting'}{parts}", f"{times.elapsed():.0f} s"]
+    texts = [f"{title}: {times.station}{parts}", f"{times.elapsed():.0f} s"]
     return escape_line(", ".join([*texts, *filter(None, [format_duration_left(times.seconds_left())])]))
 
 
