@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,8 +19,10 @@ import typer
 from rich.text import Text
 
 from stillhouse import config
+from stillhouse.commands.arguments import show_version
+from stillhouse.commands.replay import show_report
 from stillhouse.shown import escape_line, escape_paragraphs
-from stillhouse.terminal import Console, Table, report_errors
+from stillhouse.terminal import Console, Table, report_errors, show_log, show_stations
 from tasks.prefect_server import ensure_server, without_heartbeats
 
 if TYPE_CHECKING:
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=False,  # the completion of a shell is by the name of a program, and this is `python -m flows`
     pretty_exceptions_enable=False,
     help="Run one stillhouse flow now, in this process.",
 )
@@ -36,7 +40,14 @@ console = Console()
 
 _MALLOC_OPTIONS = {-8: 2, -3: 2**20, -1: 2**24}  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of <malloc.h>
 
-Agent = Annotated[str, typer.Option(help="Name of the agent file in agents/.")]
+Agent = Annotated[
+    str,
+    typer.Option(
+        metavar="AGENT",
+        help="Name of the agent file in agents/, or its path.",
+        parser=config.choose_agent,
+    ),
+]
 AsOf = Annotated[datetime | None, typer.Option(help="Time (UTC) for which the flow runs. Default: now.")]
 
 
@@ -69,9 +80,9 @@ def live(
 
     The period begins where the knowledge base ends.
     """
-    flow = _flow("live", agent)
-
-    console.print(f"{flow(agent=agent, end=until)} observations added")
+    with _running("live", agent) as flow:
+        added = flow(agent=agent, end=until)
+    console.print(f"{added} observations added")
 
 
 @app.command()
@@ -84,9 +95,9 @@ def watch(
     ] = "refresh",
 ) -> None:
     """Check the current data, measure drift and decide; run a refresh if the decision asks for one."""
-    flow = _flow("watch", agent)
-
-    _show(flow(agent=agent, as_of=as_of, on_drift=on_drift))
+    with _running("watch", agent) as flow:
+        verdict = flow(agent=agent, as_of=as_of, on_drift=on_drift)
+    _show(verdict)
 
 
 @app.command()
@@ -113,9 +124,9 @@ def refresh(
     ] = "redistil",
 ) -> None:
     """Distil, compress and evaluate a challenger; the gate decides whether it is promoted."""
-    flow = _flow("refresh", agent)
-
-    _show(flow(agent=agent, as_of=as_of, trigger=trigger, cause=cause, teacher=teacher, mode=mode))
+    with _running("refresh", agent, mode) as flow:
+        verdict = flow(agent=agent, as_of=as_of, trigger=trigger, cause=cause, teacher=teacher, mode=mode)
+    _show(verdict)
 
 
 @app.command()
@@ -138,18 +149,18 @@ def promote(
     """Make another version the champion, by hand; approve or reject the waiting challenger; or go back."""
     if rollback and action not in ("promote", "rollback"):
         raise typer.BadParameter(f"--rollback goes back, and --action says {action}: give one of them")
-    flow = _flow("promote", agent)
-
     chosen = "rollback" if rollback else action
-    _show(flow(agent=agent, action=chosen, version=version, reason=reason, by=by))
+    with _running("promote", agent) as flow:
+        verdict = flow(agent=agent, action=chosen, version=version, reason=reason, by=by)
+    _show(verdict)
 
 
 @app.command()
 def maintain(agent: Agent = "flights", as_of: AsOf = None) -> None:
     """Flush the spools, compact small files, delete old rows and delete files that no model needs."""
-    flow = _flow("maintain", agent)
-
-    _show_upkeep(flow(agent=agent, as_of=as_of))
+    with _running("maintain", agent) as flow:
+        report = flow(agent=agent, as_of=as_of)
+    _show_upkeep(report)
 
 
 @app.command()
@@ -164,17 +175,25 @@ def replay(
     ] = False,
 ) -> None:
     """Play policies on an agent's history; table, figure and an MLflow experiment show what each would have gained."""
-    flow = _flow("replay", agent)
-
-    from stillhouse.replay.publishing import list_headings, list_rows, summarize
-
     chosen = {"policies": policy} if policy else {}
-    report = flow(agent=agent, weeks=weeks, from_sources=from_sources, **chosen)
-    table = Table(*list_headings(report))
-    for row in list_rows(report):
-        table.add_row(*row)
-    console.print(table)
-    console.print(summarize(report))
+    with _running("replay", agent) as flow:
+        report = flow(agent=agent, weeks=weeks, from_sources=from_sources, **chosen)
+    show_report(console, report)
+
+
+@contextmanager
+def _running(name: str, agent: str, kind: str = "") -> Iterator[Callable[..., Any]]:
+    """Yield the flow, and show where it is, with the time left by the last run of that kind.
+
+    In a terminal the engine's log appears above the line that shows the progress, and Prefect's, which would be written
+    into that line, does not; errors end the command with their message.
+    """
+    times = config.home() / "progress" / f"{'-'.join(filter(None, (name, kind, agent)))}.json"
+    if console.is_terminal:
+        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+        show_log(console, "stillhouse")
+    with show_stations(console, f"{name} {agent}", times):
+        yield _flow(name, agent)
 
 
 def _flow(name: str, agent: str) -> Callable[..., Any]:
@@ -228,11 +247,8 @@ def _show_upkeep(report: UpkeepReport) -> None:
 def _show(verdict: Verdict) -> None:
     result = verdict.result.replace("_", " ")
     console.print(Text.assemble((result, "bold"), f": {escape_paragraphs(verdict.summary)}"))
-    table = Table("", "measure", "value", "threshold", "")
     for reason in verdict.reasons:
-        value, threshold = (("" if x is None else f"{x:.4g}") for x in (reason.value, reason.threshold))
-        table.add_row(reason.status, reason.measure, value, threshold, reason.text)
-    console.print(table)
+        console.print_indented(f"{reason.status}: {reason.text}", 2)
 
 
 def _show_demo(year: DemoResult) -> None:
@@ -257,11 +273,29 @@ def _format(quality: float | None) -> str:
     return "" if quality is None else f"{quality:.4f}"
 
 
+_ADVICE = {
+    "demo": "the weeks so far are kept; run the same command again to go on",
+    "live": "the rows so far are kept; run the same command again to go on",
+    "replay": "a replay keeps nothing before its end; run the same command again",
+}
+_KEPT = "finished steps are kept; run the same command again to complete it"
+
+
+@app.callback()
+def prepare(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Run one stillhouse flow now, in this process."""
+    config.use_embedded_defaults()  # before Prefect is imported
+    _return_freed_memory()
+
+
 def main() -> None:
-    """Set the embedded defaults before Prefect is imported, then run a command; report user errors in one sentence."""
-    with report_errors():
-        config.use_embedded_defaults()
-        _return_freed_memory()
+    """Run a command; report user errors in one sentence."""
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    with report_errors(_ADVICE.get(words[0], _KEPT) if words else _KEPT):
         app()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
@@ -14,12 +13,15 @@ from flows.watch import watch
 from stillhouse import config
 from stillhouse.demonstrating import (
     DemoResult,
+    Week,
+    count_duration,
     find_first_champion,
     find_watch_verdict,
     has_gate_verdict,
     list_week_ends,
     score_week,
 )
+from stillhouse.stations import listening
 from stillhouse.weeks import WeekBoard
 from tasks import demonstrating, ingesting
 from tasks.common import AgentName
@@ -48,22 +50,24 @@ def demo(
     """
     start, week = config.load(agent).observations.since, timedelta(weeks=1)
     ends = list_week_ends(agent, bootstrap_weeks, weeks)
-    first, began, scores = ends[0] - week, time.monotonic(), []
+    first, scores = ends[0] - week, list[Week]()
     # `.fn` runs a flow inside this flow run: one page in Prefect then shows the whole demo
-    with WeekBoard(agent, len(ends)) as board:
+    with WeekBoard(agent, len(ends)) as board, listening(board.show_station):
         board.show_status("replaying the first weeks, then making the first champion")
-        ingesting.live(agent, start, first)
-        if not has_gate_verdict(agent, first):
-            refresh.fn(agent=agent, as_of=first, trigger="bootstrap", cause="the demo's first champion")
+        with count_duration(agent, is_new=not has_gate_verdict(agent, first)):
+            ingesting.live(agent, start, first)
+            if not has_gate_verdict(agent, first):
+                refresh.fn(agent=agent, as_of=first, trigger="bootstrap", cause="the demo's first champion")
         never_refreshed = find_first_champion(agent)
         for end in ends:
-            for moment in _list_watches(end, watch_days):
-                board.show_status(f"replaying to {moment:%d %b}")
-                ingesting.live(agent, moment - timedelta(days=watch_days), moment)
-                _watch_and_refresh(agent, moment, board)
-            scores.append(score_week(agent, end, never_refreshed))
+            with count_duration(agent, is_new=find_watch_verdict(agent, end) is None):
+                for moment in _list_watches(end, watch_days):
+                    board.show_status(f"replaying to {moment:%d %b}")
+                    ingesting.live(agent, moment - timedelta(days=watch_days), moment)
+                    _watch_and_refresh(agent, moment, board)
+                scores.append(score_week(agent, end, never_refreshed))
             board.add(scores[-1])
-    result = demonstrating.summarize(agent, scores, time.monotonic() - began)
+    result = demonstrating.summarize(agent, scores)
     return conclude("demo", result, demonstrating.describe(result))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -9,6 +10,7 @@ from prefect import Task, task
 from prefect.client.schemas.objects import State, TaskRun
 from pydantic import Field
 
+from stillhouse import stations
 from stillhouse.errors import RegistryError, StillhouseError
 from tasks.logs import configure_logs
 
@@ -32,11 +34,13 @@ def artifact_key(kind: str, agent: str) -> str:
 def engine_task(name: str, *, retries: int = 1, timeout_seconds: int = 1800) -> Callable[[Callable[P, R]], Task[P, R]]:
     """Return a decorator for a task that makes one engine call and may run for half an hour.
 
-    :param name: name of the task's runs; may contain the task's parameters in braces.
+    The task reports itself as a station, see :mod:`stillhouse.stations`.
+
+    :param name: name of the task's runs, as ``station: details``; may contain the task's parameters in braces.
     :param retries: number of retries after an error that a retry can fix (see :func:`_can_retry`).
     :param timeout_seconds: longest time of the call.
     """
-    return task(
+    make_task = task(
         task_run_name=name,
         retries=retries,
         retry_delay_seconds=2,
@@ -44,6 +48,17 @@ def engine_task(name: str, *, retries: int = 1, timeout_seconds: int = 1800) -> 
         timeout_seconds=timeout_seconds,
         persist_result=False,
     )
+    station = name.partition(":")[0]
+
+    def decorate(call: Callable[P, R]) -> Task[P, R]:
+        @functools.wraps(call)
+        def call_at_station(*args: P.args, **kwargs: P.kwargs) -> R:
+            stations.report(station)
+            return call(*args, **kwargs)
+
+        return make_task(call_at_station)
+
+    return decorate
 
 
 async def _can_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

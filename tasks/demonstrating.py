@@ -12,9 +12,9 @@ __all__ = ["describe", "summarize"]
 
 
 @engine_task("sum up")
-def summarize(agent: str, weeks: Sequence[Week], seconds: float) -> DemoResult:
+def summarize(agent: str, weeks: Sequence[Week]) -> DemoResult:
     """Write the summary, table and figure of all weeks."""
-    return demonstrating.summarize(agent, weeks, seconds)
+    return demonstrating.summarize(agent, weeks)
 
 
 def describe(result: DemoResult) -> str:

@@ -26,7 +26,7 @@ def _find_form(verdict: Verdict) -> str:
     return (form_url("promote", verdict.agent, action="approve") if waits else None) or ""
 
 
-@engine_task("announce {verdict.result}")
+@engine_task("announce: {verdict.result}")
 def announce_verdict(verdict: Verdict) -> None:
     """Emit ``stillhouse.promoted``, ``stillhouse.refused`` and so on: the agent, its champion now, the summary, and the
     address of the form for a challenger that waits.

@@ -11,7 +11,7 @@ from tasks.common import engine_task
 __all__ = ["find_start", "live"]
 
 
-@engine_task("live until {end:%Y-%m-%d}")
+@engine_task("live: until {end:%Y-%m-%d}")
 def live(agent: str, start: datetime, end: datetime) -> int:
     """Add the observations and outcomes of ``[start, end)``, with the champion's decisions; return the rows added."""
     return ingesting.ingest(agent, start, end)

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
-from stillhouse import config
+from stillhouse import config, stations
 from stillhouse.pages import draw_png
 from stillhouse.replay import publishing
 from stillhouse.replay.publishing import summarize
@@ -41,6 +41,7 @@ def play(
         step=step,
         exchange_rate=exchange_rate,
         from_sources=from_sources,
+        progress=stations.report,
     )
 
 

@@ -47,9 +47,9 @@ def command(home: Path, agents: Path, patch: pytest.MonkeyPatch, captured: pytes
                 code = 0
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else int(end.code is not None)
-            finally:  # the command sets the embedded defaults
-                for name in os.environ.keys() - before.keys():
-                    del os.environ[name]
+            finally:  # the command sets the embedded defaults, and the folder of a given agent file
+                os.environ.clear()
+                os.environ.update(before)
         return Shown(code, *captured.readouterr())
 
     return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -210,8 +211,12 @@ def test_drift_ranks_the_columns_of_two_tables(run: Command, tables: Path) -> No
     assert shown.returncode == 0, shown.stderr
     lines = [line.split() for line in lines_of(shown.stdout)]
     ranked = [line for line in lines if line[0] in ("temp", "wind", "origin")]
-    assert [line[0] for line in ranked] == ["origin", "temp", "wind"] and ranked[0][-1] == "LGA"
+    assert [line[0] for line in ranked] == ["origin", "temp", "wind"]
+    assert "new values of origin: LGA" in shown.stdout
     assert "4,000 rows before, 4,000 now" in shown.stdout
+    as_json = json.loads(run("drift", before, after, "--json").stdout)
+    assert (as_json["reference_rows"], as_json["current_rows"]) == (4000, 4000)
+    assert [column["column"] for column in as_json["columns"]] == ["origin", "temp", "wind"]
     only = run("drift", profile_file, after, "--column", "wind").stdout
     assert next(line.split() for line in lines_of(only) if "wind" in line) == ranked[2] and "temp" not in only
 
@@ -258,11 +263,16 @@ def test_drift_of_a_text_column(run: Command, tmp_path: Path) -> None:
     assert lacking.returncode == 1 and "no column 'sad'; there are ['message', 'n']" in lacking.stderr
 
 
+def show_spending(base: KnowledgeBase) -> None:
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    status.show_spending(base.answers.spending(), base.answers.spending(asked_since=midnight))
+
+
 def test_spending_of_the_teachers_today_and_in_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = KnowledgeBase(load_file(TOY), tmp_path / "kb")
     shown = Console(file=StringIO(), width=120)
     monkeypatch.setattr(status, "console", shown)
-    status.show_spending(base)
+    show_spending(base)
     assert shown.file.getvalue() == ""
 
     def spend(teacher: str, batch: str, money: float) -> None:
@@ -276,7 +286,7 @@ def test_spending_of_the_teachers_today_and_in_total(tmp_path: Path, monkeypatch
         spend("llm", "old", 0.5)
         spend("rules", "old rules", 0.0)
     spend("llm", "new", 0.25)
-    status.show_spending(base)
+    show_spending(base)
     rows = [line.split() for line in shown.file.getvalue().splitlines()]
     assert rows[1:] == [
         ["llm", "today", "12", "10", "3,400", "50", "2.0", "0.2500"],
@@ -289,3 +299,46 @@ class Yesterday(datetime):
     @classmethod
     def now(cls, zone: tzinfo | None = None) -> datetime:
         return datetime.now(zone) - timedelta(days=1)
+
+
+def test_commands_take_an_agent_by_the_path_of_its_file(
+    run: Command, agents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("STILLHOUSE_AGENTS", str(tmp_path / "empty"))
+    file = agents / "toy.yaml"
+    for words in (["history"], ["quarantine"], ["teachers"], ["status"]):
+        by_name, by_path = run(*words, "toy"), run(*words, str(file))
+        assert by_name.returncode == 1 and "no agent 'toy'" in by_name.stderr
+        assert by_path.returncode == 0, by_path.stderr
+    renamed = file.rename(agents / "draft.yaml")
+    shown = run("status", str(renamed))
+    assert shown.returncode == 1 and "the file must be called toy.yaml" in shown.stderr
+    shown = run("status", str(agents / "away.yaml"))
+    assert shown.returncode == 1 and "away.yaml: cannot be read" in shown.stderr and "Traceback" not in shown.stderr
+
+
+def test_flows_take_an_agent_by_the_path_of_its_file(flows: Run, agents: Path) -> None:
+    done = flows("maintain", "--agent", str(agents / "away.yaml"))
+    assert done.returncode == 1 and "away.yaml: cannot be read" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [("stillhouse stat", {"status"}), ("stillhouse status t", {"toy"}), ("stillhouse serve toy ro", {"router"})],
+)
+def test_a_shell_completes_commands_and_agents(words: str, completed: set[str], agents: Path, tmp_path: Path) -> None:
+    shutil.copy(TOY, agents / "router.yaml")
+    environment = os.environ | {
+        "STILLHOUSE_AGENTS": str(agents),
+        "STILLHOUSE_HOME": str(tmp_path / "home"),
+        "_STILLHOUSE_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    program = "import sys; sys.argv = ['stillhouse']; from stillhouse.cli import main; main()"
+    shown = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, text=True, capture_output=True, check=False
+    )
+    assert set(shown.stdout.split()) == completed, shown
+    assert not (tmp_path / "home").exists()

@@ -28,11 +28,16 @@ from stillhouse.records import (
     Disagreement,
     DriftCalibration,
     DriftReport,
+    EvaluatedModel,
+    Evaluation,
     EvidenceRows,
     EvidenceStep,
     Examination,
     FinalFit,
     Frontier,
+    History,
+    HistoryEntry,
+    IntervalEstimate,
     Latency,
     LayerSensitivity,
     LossBaseline,
@@ -62,7 +67,10 @@ from stillhouse.records import (
     Sources,
     Spending,
     StudentRef,
+    TableDrift,
     TeacherRef,
+    TeacherReport,
+    TeacherShare,
     TeacherWeights,
     Verdict,
     Verification,
@@ -128,6 +136,26 @@ DRIFT = DriftReport(
 MODEL = ModelRef(name="toy", version="3", uri="models:/toy/3", run_id="abc")
 TEACHER = TeacherRef(version="0123456789ab", folder="/t", fitted=WINDOW, bytes=7, model=MODEL)
 STUDENT = StudentRef(folder="/s", bytes=9, rows=100, history=({"knowledge_loss": 0.1, "outcome_loss": 0.7},))
+INTERVAL = IntervalEstimate(value=2 / 3, low=0.5, high=0.8)
+EVALUATED = EvaluatedModel(
+    role="previous", name="toy@2", rows=90, quality=INTERVAL, accuracy=0.7, difference=IntervalEstimate(value=-0.1)
+)
+EVALUATION = Evaluation(
+    agent="toy",
+    files=("rows.csv",),
+    measure="auc",
+    better="higher",
+    confidence=0.95,
+    rows_read=100,
+    unusable=1,
+    without_outcome=2,
+    duplicates=3,
+    trained_on=4,
+    rows=90,
+    models=(EVALUATED,),
+    problems=("rows.csv:2: a: 'hot' is no number",),
+    notes=("there is no previous champion",),
+)
 LATENCY = Latency(p50_ms=0.04, p95_ms=0.09, calls=300)
 CARD = Scorecard(
     model="fp32",
@@ -388,6 +416,21 @@ VERIFICATION = Verification(
     checked=("the verdict",),
     differences=("auc: 0.9 is recorded, 0.8 was computed",),
 )
+HISTORY_ENTRY = HistoryEntry(
+    recorded_at=NOW,
+    as_of=NOW,
+    verdict_id="v",
+    kind="gate",
+    result="promoted",
+    response="hold",
+    summary="no worse",
+    reasons=(REASON,),
+    gain=REALISED_GAIN,
+)
+HISTORY = History(agent="toy", entries=(HISTORY_ENTRY,))
+TEACHER_SHARE = TeacherShare(teacher="t", kinds=("python",), by_file=0.5, now={"": 0.4, "origin=JFK": 0.2})
+TEACHER_REPORT = TeacherReport(agent="toy", teachers=(TEACHER_SHARE,), changes=(WEIGHT_CHANGE,))
+TABLE_DRIFT = TableDrift(reference_rows=9, current_rows=8, columns=(COLUMN,))
 ALL: list[Record] = [
     WINDOW_SOURCE,
     MODEL_SOURCE,
@@ -416,6 +459,14 @@ ALL: list[Record] = [
     MODEL,
     TEACHER,
     STUDENT,
+    HISTORY_ENTRY,
+    HISTORY,
+    TEACHER_SHARE,
+    TEACHER_REPORT,
+    TABLE_DRIFT,
+    INTERVAL,
+    EVALUATED,
+    EVALUATION,
     LATENCY,
     CARD,
     SCORES,

@@ -5,13 +5,18 @@ Heavy libraries are imported inside the commands, so that ``stillhouse --help`` 
 
 from __future__ import annotations
 
+import sys
+from typing import Annotated
+
 import typer
 
 from stillhouse import config
+from stillhouse.commands.arguments import show_version
 from stillhouse.commands.check import check
 from stillhouse.commands.compress import compress
 from stillhouse.commands.contract import contract
 from stillhouse.commands.drift import drift
+from stillhouse.commands.evaluate import evaluate
 from stillhouse.commands.history import history
 from stillhouse.commands.import_ import import_
 from stillhouse.commands.keys import keys, sign, verify_model
@@ -29,7 +34,6 @@ __all__ = ["app", "console", "main"]
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="stillhouse keeps the small model inside an agent fresh.\n\n"
     "Prefect runs the flows; to run one by hand: python -m flows --help.",
@@ -43,6 +47,7 @@ app.command()(quarantine)
 app.command()(status)
 app.command()(history)
 app.command()(timeline)
+app.command()(evaluate)
 app.command()(verify)
 app.command()(teachers)
 app.command()(replay)
@@ -54,8 +59,26 @@ app.command()(sign)
 app.command()(verify_model)
 
 
+_ADVICE = {
+    "import": "the rows so far are in the knowledge base; run the same command again to go on",
+    "sign": "the models signed so far stay so; run the same command again to go on",
+    "compress": "the candidates so far are kept; run the same command again to go on",
+    "evaluate": "answers that were paid for are kept; run the same command again",
+}
+_NOTHING_CHANGED = "nothing was changed; run the same command again"
+
+
+@app.callback()
+def prepare(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=show_version, help="show the version and exit")
+    ] = False,
+) -> None:
+    config.use_embedded_defaults()
+
+
 def main() -> None:
     """Run the command line; errors that a user can correct are printed without a traceback."""
-    with report_errors():
-        config.use_embedded_defaults()
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    with report_errors(_ADVICE.get(words[0], _NOTHING_CHANGED) if words else _NOTHING_CHANGED):
         app()

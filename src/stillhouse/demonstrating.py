@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -31,15 +34,18 @@ __all__ = [
     "DemoResult",
     "DemoSummary",
     "Week",
+    "count_duration",
     "find_first_champion",
     "find_watch_verdict",
     "has_gate_verdict",
     "list_week_ends",
+    "read_duration",
     "score_week",
     "summarize",
 ]
 
 _WEEK = timedelta(weeks=1)
+_DURATION, _SUMMARY = "duration.json", "summary.json"
 _PROMOTION_KINDS: tuple[Literal["gate", "promotion"], ...] = ("gate", "promotion")
 
 
@@ -76,7 +82,7 @@ class DemoSummary(Record):
     champion_bytes: int
     champion_p50_ms: float
     teacher_calls: int
-    seconds: float
+    seconds: float = Field(description="time that its weeks took when they were played first, in all runs together")
 
 
 class DemoResult(Record):
@@ -147,6 +153,31 @@ def _promoted_version(registry: Registry, verdict: Verdict) -> str | None:
     return registry.version_of(str(certificate["refresh_id"]), str(certificate["challenger"]["model"]))
 
 
+@contextmanager
+def count_duration(agent: str, *, is_new: bool) -> Iterator[None]:
+    """Add the time of this part of the demo to its duration; nothing for a part that an earlier run has played.
+
+    :param is_new: whether this part is played for the first time.
+    """
+    began = time.monotonic()
+    yield
+    if is_new:
+        file = _demo_folder(agent) / _DURATION
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, json.dumps({"seconds": read_duration(agent) + time.monotonic() - began}) + "\n")
+
+
+def read_duration(agent: str) -> float:
+    """The seconds that the parts of a demo took when they were played first, in all of its runs."""
+    for file in (
+        _demo_folder(agent) / _DURATION,
+        _demo_folder(agent) / _SUMMARY,
+    ):  # earlier versions had the second only
+        if file.exists():
+            return float(json.loads(file.read_bytes())["seconds"])
+    return 0.0
+
+
 def score_week(agent: str, end: datetime, first: ModelRef) -> Week:
     """Score the week that ends at ``end``: its recorded decisions, the first champion and the teacher on the same rows.
 
@@ -195,7 +226,7 @@ def score_week(agent: str, end: datetime, first: ModelRef) -> Week:
     )
 
 
-def summarize(agent: str, weeks: Sequence[Week], seconds: float) -> DemoResult:
+def summarize(agent: str, weeks: Sequence[Week]) -> DemoResult:
     """Summarise the weeks, and write ``summary.json``, ``weeks.json`` and ``timeline.png`` to the folder of the demo.
 
     :raises WindowError: if there is no champion.
@@ -219,11 +250,11 @@ def summarize(agent: str, weeks: Sequence[Week], seconds: float) -> DemoResult:
         champion_bytes=card.bytes,
         champion_p50_ms=card.latency.p50_ms if card.latency else 0.0,
         teacher_calls=sum(cost.calls for cost in spending.values()),
-        seconds=seconds,
+        seconds=read_duration(agent),
     )
-    folder = config.home() / "demo" / agent
+    folder = _demo_folder(agent)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "summary.json", summary.model_dump_json(indent=1) + "\n")
+    write_atomic(folder / _SUMMARY, summary.model_dump_json(indent=1) + "\n")
     write_atomic(folder / "weeks.json", json.dumps([week.model_dump(mode="json") for week in weeks], indent=1) + "\n")
     plot_timeline(_read_weeks(agent, weeks)).savefig(folder / "timeline.png", dpi=110)
     return DemoResult(summary=summary, weeks=tuple(weeks), folder=str(folder))
@@ -246,6 +277,10 @@ def _read_weeks(agent: str, weeks: Sequence[Week]) -> Timeline:
         for name, column in values.items()
     }
     return replace(timeline, quality=tuple(quality.items()), teachers=() if quality["teacher"] else timeline.teachers)
+
+
+def _demo_folder(agent: str) -> Path:
+    return config.home() / "demo" / agent
 
 
 def _open_base(agent: str) -> KnowledgeBase:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from rich.console import Group
@@ -10,6 +11,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from stillhouse.demonstrating import Week
+from stillhouse.stations import format_duration_left
 from stillhouse.terminal import Console, Table
 
 __all__ = ["WeekBoard"]
@@ -42,6 +44,8 @@ class WeekBoard:
         self.console = console or Console()
         self.weeks = weeks
         self.shown_weeks = 0
+        self._status, self._station = "", ""
+        self._added_at: list[float] = []
         self.table = Table(
             "week",
             "rows",
@@ -77,14 +81,34 @@ class WeekBoard:
             self.live.stop()
 
     def show_status(self, text: str) -> None:
-        """Show the current step; not in a file or pipe."""
-        if self.console.is_terminal:
-            status = Spinner("dots", Text(f"{text} ({self.shown_weeks} of {self.weeks} weeks)"))
-            self.live.update(Group(self.table, status), refresh=True)
+        """Show the current step with the time left; not in a file or pipe."""
+        self._status, self._station = text, ""
+        self._draw()
+
+    def show_station(self, station: str, _done: int = 0, _total: int | None = None) -> None:
+        """Show where the current step is; a :data:`stillhouse.stations.Listener`."""
+        self._station = station
+        self._draw()
+
+    def _draw(self) -> None:
+        if self.console.is_terminal and self._status:
+            step = f"{self._status}, {self._station}" if self._station else self._status
+            left = format_duration_left(self._seconds_left())
+            weeks = f"({self.shown_weeks} of {self.weeks} weeks{f', {left}' if left else ''})"
+            text = Text(f"{step} {weeks}", no_wrap=True, overflow="ellipsis")
+            self.live.update(Group(self.table, Spinner("dots", text)), refresh=True)
+
+    def _seconds_left(self) -> float | None:
+        """By the mean time between the weeks so far; None before the second one."""
+        if len(self._added_at) < 2:
+            return None
+        mean = (self._added_at[-1] - self._added_at[0]) / (len(self._added_at) - 1)
+        return mean * (self.weeks - self.shown_weeks)
 
     def add(self, week: Week) -> None:
         """Show a scored week."""
         self.shown_weeks += 1
+        self._added_at.append(time.monotonic())
         cells = (
             f"{week.ending:%d %b}",
             f"{week.rows:,}",

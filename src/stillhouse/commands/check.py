@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from stillhouse import config
+from stillhouse.commands.arguments import AGENT_HELP, complete_agent
 from stillhouse.commands.output import console
 
 __all__ = ["check"]
 
 
 def check(
-    agent: Annotated[str, typer.Argument(metavar="AGENT", help="name of an agent file in agents/, or its path")],
+    agent: Annotated[str, typer.Argument(metavar="AGENT", help=AGENT_HELP, autocompletion=complete_agent)],
     rows: Annotated[
         int | None, typer.Option(min=100, max=100_000, help="rows of the short pass; by default 1000, or 250 for texts")
     ] = None,

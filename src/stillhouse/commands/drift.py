@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stillhouse import config
-from stillhouse.commands.output import console
+from stillhouse.commands.arguments import AsJson
+from stillhouse.commands.output import console, print_json
 from stillhouse.errors import SchemaError
 from stillhouse.shown import escape_line
 from stillhouse.terminal import Table
 
 if TYPE_CHECKING:
     from stillhouse.drift.profile import Profile
+    from stillhouse.records import ColumnDrift
 
 __all__ = ["drift"]
 
@@ -34,31 +36,41 @@ def drift(
     keep: Annotated[
         Path | None, typer.Option(help="save the profile of the reference here, to pass it as the reference next time")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure the drift of each column between two tables, largest first. Tables may be larger than memory."""
     from stillhouse.drift.distances import compare_profiles
     from stillhouse.drift.explain import rank_columns
-    from stillhouse.records import COLUMN_DISTANCES
+    from stillhouse.records import TableDrift
 
     before = _load_profile(reference, columns, None, texts or ())
     now = _load_profile(current, columns, before, texts or ())
     if keep is not None:
         keep.write_bytes(before.to_bytes())
-    headings = [distance.heading for distance in COLUMN_DISTANCES]
-    table = Table("column", *headings, "missing before", "missing now", "new values")
-    for column in rank_columns(compare_profiles(before, now)):
-        unseen = ", ".join(column.unseen[:3]) + (
-            f" and {len(column.unseen) - 3} more" if len(column.unseen) > 3 else ""
-        )
-        table.add_row(
-            column.column,
-            *(distance.format(column) for distance in COLUMN_DISTANCES),
-            f"{column.missing_reference:.1%}",
-            f"{column.missing_current:.1%}",
-            unseen,
-        )
-    console.print(table)
+    columns_by_drift = rank_columns(compare_profiles(before, now))
+    if as_json:
+        print_json(TableDrift(reference_rows=before.rows, current_rows=now.rows, columns=tuple(columns_by_drift)))
+        return
+    _show(columns_by_drift)
     console.print(f"{before.rows:,} rows before, {now.rows:,} now; PSI on the reference's deciles or values")
+
+
+def _show(columns: Sequence[ColumnDrift]) -> None:
+    """The distances as a table that fits 80 columns, and below it the values that the reference does not have."""
+    from stillhouse.records import COLUMN_DISTANCES
+
+    headings = [distance.heading for distance in COLUMN_DISTANCES]
+    table = Table("column", *headings, "missing before", "now", padding=(0, 1, 0, 0), pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for drift in columns:
+        missing = (f"{share:.1%}" for share in (drift.missing_reference, drift.missing_current))
+        table.add_row(drift.column, *(distance.format(drift) for distance in COLUMN_DISTANCES), *missing)
+    console.print(table)
+    for drift in columns:
+        if drift.unseen:
+            more = f" and {len(drift.unseen) - 3} more" if len(drift.unseen) > 3 else ""
+            console.print(escape_line(f"new values of {drift.column}: {', '.join(drift.unseen[:3])}{more}"))
 
 
 def _load_profile(path: Path, columns: list[str] | None, like: Profile | None, texts: Sequence[str]) -> Profile:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from stillhouse.commands.arguments import AgentName
 from stillhouse.errors import ConfigError, RegistryError, SignatureError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def rotate() -> None:
     )
 
 
-def sign(agent: Annotated[str, typer.Argument(help="name of an agent file in agents/, such as flights")]) -> None:
+def sign(agent: AgentName) -> None:
     """Re-sign, with the current key, every model of an agent that a trusted key has signed."""
     from stillhouse import config, signing
     from stillhouse.registry import Registry

@@ -1,10 +1,17 @@
-"""The console that all commands print to, and the format of numbers."""
+"""The console that all commands print to, and the format of numbers and records."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import typer
+
 from stillhouse.terminal import Console
 
-__all__ = ["console", "format_number", "format_percent"]
+if TYPE_CHECKING:
+    from stillhouse.records import Record
+
+__all__ = ["console", "format_number", "format_percent", "print_json"]
 
 console = Console()
 
@@ -25,3 +32,8 @@ def format_percent(share: float | None) -> str:
     '50.0%'
     """
     return "" if share is None else f"{share:.1%}"
+
+
+def print_json(record: Record) -> None:
+    """Print a record as one JSON object, never wrapped."""
+    typer.echo(record.model_dump_json(indent=2))

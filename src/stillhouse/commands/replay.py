@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stillhouse import config
+from stillhouse import config, stations
 from stillhouse.commands.arguments import AgentName
 from stillhouse.commands.output import console
 from stillhouse.errors import ConfigError
-from stillhouse.terminal import Table
+from stillhouse.terminal import Console, Table, show_stations
 
-__all__ = ["replay"]
+if TYPE_CHECKING:
+    from stillhouse.replay.report import ReplayReport
+
+__all__ = ["replay", "show_report"]
 
 
 def replay(
@@ -70,14 +71,14 @@ def replay(
 
     stillhouse replay flights --from-sources --policy never --policy every:4w --policy payoff
     """
-    from stillhouse.replay.publishing import list_headings, list_rows, log_replay, summarize, write_report
+    from stillhouse.replay.publishing import log_replay, write_report
     from stillhouse.replay.run import replay as play
 
     try:
         length = config.parse_duration(step)
     except ValueError as error:
         raise ConfigError(f"--step {step}: {error}") from error
-    with _progress() as progress:
+    with show_stations(console, f"replay {agent}"):
         report = play(
             agent,
             policy or ["never", "every:4w", "payoff"],
@@ -89,32 +90,32 @@ def replay(
             exchange_rate=exchange_rate,
             from_sources=from_sources,
             processes=processes,
-            progress=progress,
+            progress=stations.report,
         )
     folder = out or config.home() / "replay" / agent
     write_report(report, folder)
-    table = Table(*list_headings(report))
-    for row in list_rows(report):
-        table.add_row(*row)
-    console.print(table)
-    console.print(summarize(report))
-    console.print("total: mean log loss plus price, nats per week; less is better")
+    show_report(console, report)
     if mlflow:
         log_replay(report)
         console.done(f"logged to the MLflow experiment {agent}-replay")
     console.done(f"{folder}: replay.json, replay.png")
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each kind of work; in a file or pipe nothing."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+def show_report(console: Console, report: ReplayReport) -> None:
+    """Print the table of the policies, without their responses where a terminal is narrow: these follow as lines."""
+    from stillhouse.replay.publishing import list_headings, list_rows, summarize
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("", total=None)
-
-        def show(what: str, done: int, total: int) -> None:
-            bars.update(task, description=what, completed=done, total=total)
-
-        yield show
+    headings, rows = list_headings(report), list(list_rows(report))
+    responses = headings.index("responses")
+    is_wide = console.width >= 120
+    shown = [index for index in range(len(headings)) if is_wide or index != responses]
+    table = Table(*(headings[index] for index in shown), padding=(0, 1, 0, 0), pad_edge=False)
+    for column, index in zip(table.columns, shown, strict=True):
+        column.justify = "left" if index in (0, responses) else "right"
+    for row in rows:
+        table.add_row(*(row[index] for index in shown))
+    console.print(table)
+    for row in rows if not is_wide else ():
+        console.print_indented(f"{row[0]}: {row[responses]}", 2)
+    console.print(summarize(report))
+    console.print("total: mean log loss plus price, nats per week; less is better")

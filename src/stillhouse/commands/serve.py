@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from stillhouse.commands.arguments import AgentNames
 from stillhouse.commands.output import console
 from stillhouse.errors import ConfigError
 
@@ -16,7 +17,7 @@ __all__ = ["serve"]
 
 
 def serve(
-    agents: Annotated[list[str], typer.Argument(help="names of agent files in agents/, such as flights")],
+    agents: AgentNames,
     host: Annotated[
         str, typer.Option(help="address to listen on; an address other than loopback needs STILLHOUSE_TOKENS")
     ] = "127.0.0.1",

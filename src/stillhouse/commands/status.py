@@ -1,79 +1,114 @@
-"""``stillhouse status``: the models, the knowledge base, the teacher costs and the last verdict of an agent."""
+"""``stillhouse status``: the champion, the versions, the knowledge base and the teacher costs of an agent."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
-from rich.text import Text
+import typer
 
 from stillhouse import config
-from stillhouse.commands.arguments import AgentName
-from stillhouse.commands.output import console, format_number
+from stillhouse.commands.arguments import AgentName, AsJson
+from stillhouse.commands.output import console, format_number, print_json
 from stillhouse.shown import escape_line
 from stillhouse.terminal import Table
 
 if TYPE_CHECKING:
-    from stillhouse.knowledge import KnowledgeBase
+    from stillhouse.agent_status import AgentStatus
+    from stillhouse.records import Spending
 
 __all__ = ["show_spending", "status"]
 
 
-def status(agent: AgentName) -> None:
-    """Show an agent's models, its knowledge base, the cost of its teachers and its last verdict."""
-    from stillhouse.knowledge import KnowledgeBase, integrity
-    from stillhouse.promoting import describe_unrecorded_champion
-    from stillhouse.quality import measure_title
-    from stillhouse.registry import Registry
+def status(
+    agent: AgentName,
+    last: Annotated[int, typer.Option(min=0, help="how many of the newest versions to show")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Show who is champion, since when and why, and whether it is still good.
+
+    Then the newest versions, the rows of the knowledge base, the cost of the
+    teachers, and problems. With --json everything is printed, all versions too.
+    """
+    from stillhouse.agent_status import read_status
 
     settings = config.load(agent)
-    base = KnowledgeBase(settings)
-    if settings.description:
-        console.print(Text.assemble((agent, "bold"), f": {escape_line(settings.description)}"))
-    _show_local_state(agent)
     with console.status("asking MLflow"):
-        versions, unrecorded = Registry(agent).versions(), describe_unrecorded_champion(agent)
-    if not versions:
-        console.print(
-            f"agent {agent!r} has no models yet: fill its knowledge base (python -m flows live), "
-            f"then python -m flows refresh --agent {agent} --trigger bootstrap"
-        )
-    else:
-        measure = settings.quality.name
-        heading = f"{measure_title(measure)} (test)"
-        table = Table("version", "alias", "variant", heading, "bytes", "p50 (ms)", "refresh")
-        for version in versions:
-            table.add_row(
-                version.version,
-                ", ".join(version.aliases),
-                version.variant,
-                format_number(version.figure(measure)),
-                f"{version.bytes or 0:,}",
-                format_number(version.p50_ms),
-                version.refresh_id,
-            )
-        console.print(table)
-    if unrecorded:
-        console.print(f"problem: {escape_line(unrecorded)}", soft_wrap=True)
-    counts = ", ".join(f"{count:,} {name}" for name, count in base.tables.count_rows().items())
-    console.print(f"knowledge base {base.root}: {counts or 'empty'}")
-    for problem in integrity.find_problems(base.tables):
-        console.print(f"problem: {problem}", soft_wrap=True)
-    show_spending(base)
-    watch_verdicts = base.journal.verdicts("watch")
-    if watch_verdicts:
-        last = watch_verdicts[-1]
-        console.print(f"last watch, {last.as_of:%Y-%m-%d %H:%M}: {last.summary}")
-
-
-def show_spending(base: KnowledgeBase) -> None:
-    """Print what each teacher has cost, today (UTC) and in total; nothing if no teacher was queried."""
-    totals = base.answers.spending()
-    if not totals:
+        read = read_status(settings)
+    if as_json:
+        print_json(read)
         return
-    today = base.answers.spending(asked_since=datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0))
+    _show_champion(read)
+    for problem in read.problems:
+        console.print(f"problem: {escape_line(problem)}", soft_wrap=True)
+    _show_versions(read, last)
+    counts = ", ".join(f"{count:,} {name}" for name, count in read.tables.items())
+    console.print(f"knowledge base {read.folder}: {counts or 'empty'}")
+    console.print(f"spools on this machine: {read.rows_in_spools:,} rows wait for the knowledge base")
+    show_spending(read.spent, read.spent_today)
+
+
+def _show_champion(read: AgentStatus) -> None:
+    """Who is champion, since when, why, and is it still good? A sentence each."""
+    champion, watch, agent = read.champion, read.last_watch, read.agent
+    if champion is None:
+        missing = "champion" if read.versions else "models"
+        advice = f"fill its knowledge base (python -m flows live), then python -m flows refresh --agent {agent}"
+        console.print(f"agent {agent!r} has no {missing} yet: {advice} --trigger bootstrap")
+    else:
+        since = f"since {champion.since:%Y-%m-%d %H:%M}" if champion.since else "; no verdict says since when"
+        console.print(f"{champion.model} is champion {since}".replace(" ;", ";"), style="bold")
+        if champion.why:
+            console.print(f"why: {escape_line(champion.why)} (verdict {champion.verdict_id})")
+        judged: str = "not watched since then" if champion.still_good == "not known" else champion.still_good
+        if watch is not None and champion.still_good != "not known":
+            judged += f", by the watch of {watch.as_of:%Y-%m-%d %H:%M}: {watch.result.replace('_', ' ')}"
+        console.print(f"still good: {judged}")
+    if read.challenger:
+        console.print(
+            f"{read.challenger} waits for approval: python -m flows promote --agent {agent} --action approve, or reject"
+        )
+    if watch is not None:
+        console.print(f"last watch, {watch.as_of:%Y-%m-%d %H:%M}: {escape_line(watch.summary)}")
+    if read.description:
+        console.print(f"{agent}: {escape_line(read.description)}")
+
+
+def _show_versions(read: AgentStatus, last: int) -> None:
+    """The newest ``last`` versions and those with an alias; the refresh of each where the terminal has room for it."""
+    from stillhouse.quality import measure_title
+
+    if not read.versions or not last:
+        return
+    is_wide = console.width >= 100
+    headings = ["version", "alias", "variant", f"{measure_title(read.measure)} (test)", "bytes", "p50 (ms)"]
+    table = Table(*headings, *(["refresh"] if is_wide else []))
+    for column in table.columns[3:6]:
+        column.justify = "right"
+    shown = [version for index, version in enumerate(read.versions) if index < last or version.aliases]
+    for version in shown:
+        table.add_row(
+            version.version,
+            ", ".join(version.aliases),
+            version.variant,
+            format_number(version.figure(read.measure)),
+            f"{version.bytes:,}",
+            format_number(version.p50_ms),
+            *([version.refresh_id] if is_wide else []),
+        )
+    console.print(table)
+    if len(read.versions) > len(shown):
+        console.print(f"and {len(read.versions) - len(shown)} older versions: --last shows more")
+
+
+def show_spending(spent: Mapping[str, Spending], today: Mapping[str, Spending]) -> None:
+    """Print what each teacher has cost, today (UTC) and in all; nothing if no teacher was queried."""
+    if not spent:
+        return
     table = Table("teacher", "", *("calls", "rows", "tokens in", "tokens out", "seconds", "money"))
-    for name, total in totals.items():
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for name, total in spent.items():
         for period, cost in (("today", today.get(name)), ("in all", total)):
             if cost is not None:
                 table.add_row(
@@ -87,20 +122,3 @@ def show_spending(base: KnowledgeBase) -> None:
                     f"{cost.money:,.4f}",
                 )
     console.print(table)
-
-
-def _show_local_state(agent: str) -> None:
-    """Print how many rows wait in the spools of this machine, and the agent's current problems here."""
-    from stillhouse.knowledge.spool import spool_folder, survey
-    from stillhouse.serving.reports import read_local_problems
-
-    spools = survey(spool_folder(agent))
-    console.print(f"spools on this machine: {spools.rows:,} rows wait for the knowledge base")
-    problems = [f"spool: {problem}" for problem in spools.problems]
-    problems += [
-        f"{side}: {problem.text}"
-        for side, problem in read_local_problems(agent).items()
-        if problem.over_at is None and side != "spool"
-    ]
-    for problem in problems:
-        console.print(f"problem: {problem}", soft_wrap=True)

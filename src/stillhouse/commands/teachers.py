@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stillhouse import config
-from stillhouse.commands.arguments import AgentName
-from stillhouse.commands.output import console, format_percent
+from stillhouse.commands.arguments import AgentName, AsJson
+from stillhouse.commands.output import console, format_percent, print_json
+from stillhouse.shown import escape_line
 from stillhouse.terminal import Table
+
+if TYPE_CHECKING:
+    from stillhouse.records import TeacherReport
 
 __all__ = ["teachers"]
 
@@ -17,51 +22,64 @@ __all__ = ["teachers"]
 def teachers(
     agent: AgentName,
     last: Annotated[int, typer.Option(min=0, help="how many changes of the weights to show")] = 10,
+    as_json: AsJson = False,
 ) -> None:
     """Show the weight of each of an agent's teachers, the slices where it differs, and why it changed."""
+    with console.status("asking MLflow"):
+        report = _read_report(agent, last)
+    if as_json:
+        print_json(report)
+    else:
+        _show(report)
+
+
+def _read_report(agent: str, last: int) -> TeacherReport:
     from stillhouse.knowledge import KnowledgeBase
+    from stillhouse.records import TeacherReport, TeacherShare
     from stillhouse.registry import Registry
     from stillhouse.teachers.ensemble import read_reference, read_weights
     from stillhouse.teachers.weight_updates import current_weights
 
     settings, registry = config.load(agent), Registry(agent)
-    with console.status("asking MLflow"):
-        champion = registry.champion()
-        folder = registry.models.fetch(registry.baseline(champion).teacher) if champion else None
+    champion = registry.champion()
+    folder = registry.models.fetch(registry.baseline(champion).teacher) if champion else None
     mixture, version = (read_weights(folder), read_reference(folder).version) if folder else (None, "")
     changes = KnowledgeBase(settings).journal.weight_changes()
     now = current_weights(
         mixture, [change for change in changes if change.version == version and change.job == "watch"]
     )
-    slices = sorted({name for name, _ in now if name and _differs(now, name)})
-    table = Table("teacher", "kind", "by the agent file", "now", *slices)
-    for member in config.weighted_teachers(settings):
-        kinds = ", ".join(dict.fromkeys(leaf.teacher.kind for leaf in member.leaves))
-        shares = (format_percent(now.get((name, member.name))) for name in ("", *slices))
-        table.add_row(member.name, kinds, f"{member.share:.1%}", *shares)
-    console.print(table)
-    if mixture is None:
-        console.print("the champion's teachers have the weights of the agent file")
-    if not changes or not last:
-        return
-    table = Table("as of", "teacher", "slice", "before", "after", "why")
-    for change in changes[-last:]:
-        table.add_row(
-            f"{change.as_of:%Y-%m-%d %H:%M}",
-            change.teacher,
-            change.slice,
-            f"{change.before:.1%}",
-            f"{change.after:.1%}",
-            change.reason,
-        )
-    console.print(table)
-
-
-def _differs(shares: dict[tuple[str, str], float], name: str) -> bool:
-    """Whether any weight in the slice ``name`` differs from the weight on all rows by a percentage point or more."""
-    pairs = (
-        (share, shares.get(("", teacher), share))
-        for (slice_name, teacher), share in shares.items()
-        if slice_name == name
+    return TeacherReport(
+        agent=agent,
+        teachers=tuple(
+            TeacherShare(
+                teacher=member.name,
+                kinds=tuple(dict.fromkeys(leaf.teacher.kind for leaf in member.leaves)),
+                by_file=member.share,
+                now={name: share for (name, teacher), share in now.items() if teacher == member.name},
+            )
+            for member in config.weighted_teachers(settings)
+        ),
+        changes=tuple(changes[-last:] if last else ()),
     )
-    return any(abs(share - overall) >= 0.01 for share, overall in pairs)
+
+
+def _show(report: TeacherReport) -> None:
+    """The weights as a table, with a column for each slice where they differ, and a line for each change."""
+    slices = sorted({name for share in report.teachers for name in share.now if name and _differs(share.now, name)})
+    table = Table("teacher", "kind", "by the agent file", "now", *slices)
+    for share in report.teachers:
+        shares = (format_percent(share.now.get(name)) for name in ("", *slices))
+        table.add_row(share.teacher, ", ".join(share.kinds), f"{share.by_file:.1%}", *shares)
+    console.print(table)
+    if not any(share.now for share in report.teachers):
+        console.print("the champion's teachers have the weights of the agent file")
+    for change in report.changes:
+        where = f" on {change.slice}" if change.slice else ""
+        text = f"{change.as_of:%Y-%m-%d %H:%M}  {change.teacher}{where}: {change.before:.1%} → {change.after:.1%}"
+        console.print(escape_line(text), soft_wrap=True)
+        console.print_indented(change.reason, 4)
+
+
+def _differs(shares: Mapping[str, float], name: str) -> bool:
+    """Whether the weight in the slice ``name`` differs from that on all rows by a percentage point or more."""
+    return abs(shares[name] - shares.get("", shares[name])) >= 0.01

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stillhouse.commands.arguments import AgentName
-from stillhouse.commands.output import console
+from stillhouse.commands.arguments import AgentName, AsJson
+from stillhouse.commands.output import console, print_json
 from stillhouse.errors import StillhouseError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def verify(
     verdict: Annotated[
         str, typer.Argument(help="id from `stillhouse history`, `last`, or the path of a certificate.json")
     ] = "last",
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compute a verdict again from the stored data and models, and say whether it is identical.
 
@@ -44,7 +44,7 @@ def verify(
         typer.echo(f"cannot be verified: {error}", err=True)
         raise typer.Exit(_CANNOT_BE_VERIFIED) from error
     if as_json:
-        typer.echo(verification.model_dump_json(indent=2))
+        print_json(verification)
     else:
         _show(verification)
     if verification.differences:

@@ -67,7 +67,7 @@ from stillhouse.config.distillation import (
     UpdateSettings,
 )
 from stillhouse.config.importing import ImportedDecision, ImportedOutcome, ImportedTime, Importing
-from stillhouse.config.loading import load, load_file
+from stillhouse.config.loading import choose_agent, load, load_file
 from stillhouse.config.paths import (
     agents_folder,
     embedded_environment,
@@ -206,6 +206,7 @@ __all__ = [
     "When",
     "Windows",
     "agents_folder",
+    "choose_agent",
     "embedded_environment",
     "fit_defaults",
     "home",

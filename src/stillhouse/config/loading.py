@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from functools import cache, lru_cache
 from itertools import islice
@@ -17,7 +18,7 @@ from stillhouse.config.explain import duplicate_keys, explain_errors
 from stillhouse.config.paths import agents_folder
 from stillhouse.errors import ConfigError
 
-__all__ = ["load", "load_file"]
+__all__ = ["choose_agent", "load", "load_file"]
 
 _MAX_BYTES = 512 * 1024
 _MAX_ERRORS = 20
@@ -42,6 +43,38 @@ def load(agent: str) -> AgentConfig:
     if config.agent != agent:
         raise ConfigError(f"{folder / agent}.yaml: agent: is {config.agent!r}; it must be the file's name, {agent!r}")
     return config
+
+
+def choose_agent(name_or_path: str) -> str:
+    """The name of an agent that is given by its name, or by the path of its file; if both exist, by its name.
+
+    For commands that a person types. The folder of a given path becomes the folder of agent files of this process and
+    its children (``STILLHOUSE_AGENTS``), because later steps load the agent by its name.
+
+    >>> choose_agent("flights")
+    'flights'
+    >>> choose_agent("drafts/tickets.yaml")  # doctest: +SKIP
+    'tickets'
+
+    :raises ConfigError: if it is a path that cannot be read, or the file has errors or another name than its agent.
+    """
+    path = Path(name_or_path)
+    if re.fullmatch(r"[\w-]+", name_or_path) and (
+        (agents_folder() / f"{name_or_path}.yaml").is_file() or not _is_file(path)
+    ):
+        return name_or_path
+    agent = load_file(path).agent
+    if path.name != f"{agent}.yaml":
+        raise ConfigError(f"{path}: agent: is {agent!r}, so the file must be called {agent}.yaml: rename one of them")
+    os.environ["STILLHOUSE_AGENTS"] = str(path.resolve().parent)
+    return agent
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long
+        return False
 
 
 def load_file(path: Path | str) -> AgentConfig:

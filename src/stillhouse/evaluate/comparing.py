@@ -23,6 +23,7 @@ from stillhouse.stats import clustered_error, delong, replace_non_finite
 
 __all__ = [
     "RULE_VERSION",
+    "bound_quality",
     "compare_models",
     "harm_limit",
     "lower_bound",
@@ -125,6 +126,53 @@ def compare_models(
         ),
         **estimate.counts,
     )
+
+
+def bound_quality(
+    labels: Array,
+    probs: Array,
+    measure: Measure,
+    confidence: float,
+    cluster_ids: Array | None = None,
+    rows: pd.DataFrame | None = None,
+) -> tuple[float, float] | None:
+    """The two-sided confidence interval of one model's value, by the same bounds as :func:`compare_models`.
+
+    >>> from stillhouse.quality import ACCURACY
+    >>> labels = np.array([0, 1, 2] * 100)
+    >>> low, high = bound_quality(labels, np.eye(3)[labels], ACCURACY, confidence=0.95)
+    >>> round(low, 3), high  # ln(40) / 300 below 1
+    (0.988, 1.0)
+
+    :param labels: action indices ``[n]``.
+    :param probs: ``[n, K]``; a row with NaN counts as the worst answer.
+    :param measure: must be defined for these labels; see :meth:`~stillhouse.quality.Measure.for_labels`.
+    :param confidence: of the interval, in (½, 1); each side has half of the error.
+    :param cluster_ids: the cluster of each row, integers ``[n]``; None: each row is its own.
+    :param rows: the observations, for a score of the user's own.
+    :returns: the lowest and the highest value, in the unit of the measure; None where :func:`compare_models` has none.
+    """
+    if not len(labels):
+        return None
+    probs, side = replace_non_finite(probs, labels), (1 + confidence) / 2
+    index = np.arange(len(labels)) if cluster_ids is None else np.unique(cluster_ids, return_inverse=True)[1]
+    scores, nothing = measure.score_rows(probs, labels, rows), np.zeros(len(labels))
+    if scores is None:
+        estimate = _compare_aucs(labels, probs[:, 1], nothing, index)  # a constant score has no influence
+    else:
+        estimate = _compare_means(scores, nothing, measure.sign, index)
+    if estimate is None:
+        return None
+    best, worst = (measure.high, measure.low) if measure.better == "higher" else (measure.low, measure.high)
+    value, influence = estimate.challenger, np.bincount(index, weights=estimate.influence) / (1 - estimate.leverage)
+    below = cluster_scores(influence, estimate.sizes, estimate.worst * abs(value - worst))
+    above = cluster_scores(influence, estimate.sizes, estimate.worst * abs(best - value))
+    factor = few_clusters_factor(below.clusters, below.effective, side) if scores is None else 1.0
+    ends = (
+        value + measure.sign * factor * lower_shift(below, side),
+        value + measure.sign * factor * upper_shift(above, side),
+    )
+    return max(min(ends), measure.low), min(max(ends), measure.high)
 
 
 def lower_bound(comparison: Comparison, confidence: float, growth: float = 1.0) -> float:

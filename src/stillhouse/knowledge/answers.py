@@ -18,7 +18,7 @@ from stillhouse.records import Spending, short_id
 
 __all__ = ["Purpose", "TeacherAnswers"]
 
-Purpose = Literal["refresh", "watch", "runtime"]
+Purpose = Literal["refresh", "watch", "runtime", "evaluate"]
 
 Probs = np.ndarray[Any, np.dtype[np.float64]]
 Features = np.ndarray[Any, np.dtype[np.float32]]

@@ -75,9 +75,25 @@ class Journal:
         rows = rows.sort_values(["observed_at", "recorded_at"], kind="stable").drop_duplicates("verdict_id")
         return [Verdict.model_validate_json(text) for text in rows["json"]]
 
+    def decided(self, last: int) -> list[tuple[datetime, Verdict]]:
+        """The newest ``last`` verdicts in the order in which they were decided, each with the time of its recording.
+
+        That order differs from :meth:`verdicts` where a watch or refresh was run for an earlier time.
+        """
+        rows = self._tables.select("verdicts", ["verdict_id", "recorded_at", "json"]).to_pandas()
+        rows = rows.sort_values("recorded_at", kind="stable").drop_duplicates("verdict_id").tail(last)
+        texts = zip(rows["recorded_at"], rows["json"], strict=True)
+        return [(recorded_at.to_pydatetime(), Verdict.model_validate_json(text)) for recorded_at, text in texts]
+
     def verdict(self, verdict_id: str) -> Verdict | None:
         """The verdict of that id; None if it was not recorded."""
         return self._last_verdict(("verdict_id", "=", verdict_id))
+
+    def recorded_at(self, verdict_id: str) -> datetime | None:
+        """When a verdict was decided, by the clock of that machine; None if it was not recorded."""
+        rows = self._tables.select("verdicts", ["recorded_at"], ("verdict_id", "=", verdict_id))
+        times: list[datetime] = rows["recorded_at"].to_pylist()
+        return min(times, default=None)
 
     def verdict_at(self, kind: Literal["watch", "gate"], as_of: datetime) -> Verdict | None:
         """The last recorded verdict of that kind with exactly that time; None if there is none."""

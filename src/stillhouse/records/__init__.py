@@ -25,6 +25,7 @@ from stillhouse.records.drift import (
     ScreenResult,
     SliceDrift,
 )
+from stillhouse.records.evaluations import EvaluatedModel, Evaluation, IntervalEstimate
 from stillhouse.records.evidence import Cost, EvidenceRows, EvidenceStep, LossBaseline, Process
 from stillhouse.records.models import ModelRef, StudentRef, TeacherRef
 from stillhouse.records.pool import (
@@ -40,6 +41,7 @@ from stillhouse.records.pool import (
 )
 from stillhouse.records.quality import Disagreement, Latency, NamedQuality, Quality, Scorecard
 from stillhouse.records.refreshes import Baseline, Refresh
+from stillhouse.records.reports import History, HistoryEntry, TableDrift, TeacherReport, TeacherShare
 from stillhouse.records.sources import AnswersSource, ModelSource, Sources, WindowSource
 from stillhouse.records.teachers import (
     Contradiction,
@@ -91,11 +93,16 @@ __all__ = [
     "Disagreement",
     "DriftCalibration",
     "DriftReport",
+    "EvaluatedModel",
+    "Evaluation",
     "EvidenceRows",
     "EvidenceStep",
     "Examination",
     "FinalFit",
     "Frontier",
+    "History",
+    "HistoryEntry",
+    "IntervalEstimate",
     "Latency",
     "LayerSensitivity",
     "LossBaseline",
@@ -126,7 +133,10 @@ __all__ = [
     "Sources",
     "Spending",
     "StudentRef",
+    "TableDrift",
     "TeacherRef",
+    "TeacherReport",
+    "TeacherShare",
     "TeacherWeights",
     "Verdict",
     "VerdictResult",

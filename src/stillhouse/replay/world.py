@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stillhouse.interrupts import end_silently_on_interrupt
 from stillhouse.quality import Measure, get_measure
 from stillhouse.replay.history import History
 from stillhouse.replay.training import TrainedModel, train_student
@@ -213,6 +214,7 @@ _WORKER: dict[str, Any] = {}
 def _start_worker(history: History, train: TrainFunction) -> None:
     import torch
 
+    end_silently_on_interrupt()
     torch.set_num_threads(1)
     _WORKER.update(history=history, train=train)
 

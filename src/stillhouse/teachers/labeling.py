@@ -28,6 +28,7 @@ __all__ = [
     "ask",
     "ask_cross_fitted",
     "ask_members",
+    "estimate_cost",
     "member_probs",
     "open_refresh_budget",
     "open_watch_budget",
@@ -147,6 +148,21 @@ def ask(teacher: Ensemble, rows: pd.DataFrame, budget: LabelingBudget) -> Array:
             answered_rows = _complete_answers(base, teacher, member, answered_rows, budget)
         store_mean_probs(base, teacher, answered_rows)
     return base.answers.probs(rows, teacher.version)
+
+
+def estimate_cost(teacher: Ensemble, rows: pd.DataFrame, base: KnowledgeBase) -> tuple[int, float]:
+    """The most that :func:`ask` can cost for these rows: their number, and the money, in the unit of the prices.
+
+    Rows with a stored answer cost nothing.
+
+    :param rows: observations with ``content_key``.
+    :returns: rows that would be asked about, and the money.
+    """
+    new_rows = _unique_contents(rows[~_has_probs(base, rows, teacher.version)])
+    money = 0.0
+    for member in teacher.members:
+        money += sum(member.max_cost(new_rows[~_has_probs(base, new_rows, teacher.member_version(member))]))
+    return len(new_rows), money
 
 
 def ask_cross_fitted(

@@ -14,6 +14,7 @@ from stillhouse.compress.search.candidates import CandidateBuilder
 from stillhouse.compress.target import CompressionTarget
 from stillhouse.config import StructuralStep
 from stillhouse.errors import ExportError
+from stillhouse.interrupts import end_silently_on_interrupt
 
 __all__ = ["recover_state", "start_workers"]
 
@@ -39,6 +40,7 @@ def _initialize(
     make_target: Callable[[], CompressionTarget], write_artifact: ArtifactWriter, folder: Path, tolerance: float
 ) -> None:
     global _builder
+    end_silently_on_interrupt()
     torch.set_num_threads(1)
     _builder = CandidateBuilder(make_target(), write_artifact, folder, tolerance)
 
