@@ -187,7 +187,7 @@ def test_candidates_logged_at_once_are_as_one_by_one(registry: Registry, life: L
         } == files
         run = registry.client.get_run(ref.run_id)
         assert (run.data.params, run.data.metrics["compression/seconds"]) == ({"method": name}, 2.0)
-        assert run.data.metrics["test/auc"] == scorecard(name, "variant").test.auc
+        assert run.data.metrics["own_test/auc"] == scorecard(name, "variant").test.auc
         model = registry.client.get_logged_model(registry.models.signed(ref).model_id)
         assert str(model.status) == "READY" and "compression/seconds" not in {metric.key for metric in model.metrics}
         assert (registry.models.fetch(ref) / "model.onnx").exists()

@@ -32,7 +32,9 @@ def status(agent: AgentName) -> None:
         console.print(Text.assemble((agent, "bold"), f": {escape_line(settings.description)}"))
     _show_local_state(agent)
     with console.status("asking MLflow"):
-        versions, unrecorded = Registry(agent).versions(), describe_unrecorded_champion(agent)
+        registry = Registry(agent)
+        versions, unrecorded = registry.versions(), describe_unrecorded_champion(agent)
+        same_rows = registry.runs.newest_same_rows()
     if not versions:
         console.print(
             f"agent {agent!r} has no models yet: fill its knowledge base (python -m flows live), "
@@ -40,19 +42,23 @@ def status(agent: AgentName) -> None:
         )
     else:
         measure = settings.quality.name
-        heading = f"{measure_title(measure)} (test)"
-        table = Table("version", "alias", "variant", heading, "bytes", "p50 (ms)", "refresh")
+        heading, own = f"{measure_title(measure)} on the same rows", f"{measure_title(measure)} on its own test window"
+        table = Table("version", "alias", "variant", heading, own, "bytes", "p50 (ms)", "refresh")
         for version in versions:
             table.add_row(
                 version.version,
                 ", ".join(version.aliases),
                 version.variant,
+                format_number(same_rows.quality_of(f"{agent}@{version.version}") if same_rows else None),
                 format_number(version.figure(measure)),
                 f"{version.bytes or 0:,}",
                 format_number(version.p50_ms),
                 version.refresh_id,
             )
         console.print(table)
+        if same_rows is not None:
+            rows = f"{same_rows.rows:,} rows of {same_rows.window.dates}"
+            console.print(f"the same rows: {rows}; figures of versions on their own test windows are not comparable")
     if unrecorded:
         console.print(f"problem: {escape_line(unrecorded)}", soft_wrap=True)
     counts = ", ".join(f"{count:,} {name}" for name, count in base.tables.count_rows().items())

@@ -39,7 +39,7 @@ from stillhouse.records.pool import (
     Reckoning,
 )
 from stillhouse.records.quality import Disagreement, Latency, NamedQuality, Quality, Scorecard
-from stillhouse.records.refreshes import Baseline, Refresh
+from stillhouse.records.refreshes import Baseline, ComparedModel, Refresh, SameRows
 from stillhouse.records.sources import AnswersSource, ModelSource, Sources, WindowSource
 from stillhouse.records.teachers import (
     Contradiction,
@@ -81,6 +81,7 @@ __all__ = [
     "ClusterScores",
     "ColumnDistance",
     "ColumnDrift",
+    "ComparedModel",
     "Comparison",
     "ComparisonRole",
     "CompressionCandidate",
@@ -117,6 +118,7 @@ __all__ = [
     "Refresh",
     "RefreshModeName",
     "Response",
+    "SameRows",
     "Saturation",
     "Scorecard",
     "ScreenResult",

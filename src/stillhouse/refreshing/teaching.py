@@ -116,7 +116,7 @@ def examine_teacher(session: Session, teacher: TeacherRef) -> Verdict:
     examination = _examine(session, teacher, rows, probs, rows[~answered])
     verdict = admission.judge(examination)
     if verdict.result == "refused":
-        session.registry.runs.log_verdict(job.run_id, examination, verdict)
+        session.registry.runs.log_verdict(job.run_id, examination, verdict, name=job.run_name(verdict.result))
     else:
         session.registry.runs.log_record(job.run_id, examination, names.EXAMINATION)
     return verdict

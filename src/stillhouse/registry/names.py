@@ -9,6 +9,7 @@ __all__ = [
     "CERTIFICATE",
     "CONTRADICTIONS",
     "DATA_DOCS",
+    "DIFF",
     "DRIFT_FIGURE",
     "DRIFT_VERDICT",
     "EXAMINATION",
@@ -21,12 +22,14 @@ __all__ = [
     "QUALITY_FIGURE",
     "QUESTIONS",
     "RECALIBRATION",
+    "SAME_ROWS",
     "TRADEOFF_FIGURE",
     "TRAINING_HISTORY",
     "UPDATE",
     "VERDICT",
     "WEIGHTS",
     "WEIGHTS_FIGURE",
+    "WHY",
     "registered_name",
 ]
 
@@ -51,6 +54,9 @@ TRADEOFF_FIGURE: Final = "figures/size_latency_quality.png"
 QUALITY_FIGURE: Final = "figures/quality_over_time.png"
 CERTIFICATE: Final = "certificate.json"  # everything that the gate compared
 FINAL_FIT: Final = "final_fit.json"  # certificate of the fit on all rows, which is not proved
+SAME_ROWS: Final = "same_rows.json"  # challenger and champions on the same test window
+WHY: Final = "why.md"  # why the version is champion, or not; also in the run of a version
+DIFF: Final = "diff.md"  # settings and figures against the champion; also in the run of a version
 VERDICT: Final = "verdict.json"  # decides the refresh
 
 # Artifact of a student's nested run.

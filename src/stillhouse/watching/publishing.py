@@ -115,7 +115,13 @@ def log_watch(
                 _drift_metrics(report) | _weight_metrics(mixture) | _gain_metrics(verdict),
             ),
         ],
-        tags={"result": verdict.result, "data_docs": data.docs, "mlflow.note.content": md(verdict.summary)},
+        tags={
+            "result": verdict.result,
+            "data_docs": data.docs,
+            "mlflow.note.content": md(verdict.summary),
+            "mlflow.runName": f"{verdict.as_of:%Y-%m-%d %H:%M} watch of {report.champion}: "
+            f"{verdict.result.replace('_', ' ')}",
+        },
     )
     return run_id
 
