@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from stillhouse import refresh
+from stillhouse import refresh, watch
 from stillhouse.champion import open_registry
 from stillhouse.cli import app
 from stillhouse.config import home
 from stillhouse.records import Certificate, SameRows, Verdict
-from stillhouse.registry import Registry, names
+from stillhouse.registry import Registry, links, names
 from tests.flows import toy
 
 
@@ -54,6 +55,7 @@ def story(homes, tmp_path_factory) -> Iterator[Story]:
         verdicts = [open_registry("toy").runs.read_record(first[0].info.run_id, names.VERDICT, Verdict)]
         verdicts.append(refresh("toy", day(22), cause="two days more"))
         verdicts.append(refresh("toy", day(24), cause="four days more"))
+        watch("toy", day(24))
         yield Story(verdicts)
 
 
@@ -139,3 +141,45 @@ def test_descriptions_say_in_one_sentence_who_is_champion(story: Story) -> None:
     assert note.startswith(f"toy&#64;{champion.version} is champion")
     replaced = registry.client.get_model_version("toy", previous.version)
     assert "was champion until" in replaced.description and replaced.tags["result"] == "replaced"
+
+
+# --------------------------------------------------------------------------- docs/reference/mlflow.md
+
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "mlflow.md").read_text()
+
+
+def documented(heading: str) -> re.Pattern[str]:
+    """A pattern of the names in the first column of the tables below a heading; ``<name>`` stands for anything."""
+    section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    cells = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| `")]
+    spans = [span for cell in cells for span in re.findall(r"`([^`]+)`", cell)]
+    return re.compile("|".join(re.sub(r"<[^>]+>", ".+", re.escape(span).replace(r"\<", "<")) for span in spans))
+
+
+def test_page_names_every_metric_and_tag(story: Story) -> None:
+    client, experiment = story.registry.client, story.registry.experiment_id
+    runs = client.search_runs([experiment], "")
+    metrics = {name for run in runs for name in run.data.metrics}
+    assert len(metrics) > 50 and {run.data.tags["role"] for run in runs} >= {"watch", "refresh", "variant", "curves"}
+    assert [name for name in sorted(metrics) if not documented("Metrics").fullmatch(name)] == []
+    tags = {name for run in runs for name in run.data.tags if not name.startswith("mlflow.")}
+    assert [name for name in sorted(tags) if not documented("Tags").fullmatch(name)] == []
+    on_models = {name for model in story.registry.models.search("") for name in model.tags}
+    known = re.compile(r"mlflow\..*|descendant\..*|registered|signature|" + documented("Tags").pattern)
+    assert [name for name in sorted(on_models) if not known.fullmatch(name)] == []
+    on_versions = {name for version in client.search_model_versions("name = 'toy'") for name in version.tags}
+    assert [name for name in sorted(on_versions) if f"`{name}`" not in PAGE] == []
+
+
+def test_the_ten_queries_run(story: Story) -> None:
+    queries = re.findall(r"```sql\n(.+?)\n```", PAGE, re.DOTALL)
+    assert len(queries) == 10
+    found = {query: story.registry.client.search_runs([story.registry.experiment_id], query) for query in queries}
+    assert sum(map(bool, found.values())) >= 6, {query: len(runs) for query, runs in found.items()}
+
+
+def test_make_ui_prints_links_of_the_classic_view(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
+    links.main()
+    printed = capsys.readouterr().out
+    assert f"/#/experiments/{story.registry.experiment_id}/runs?workflowType=machine_learning" in printed
+    assert "/#/models/toy?workflowType=machine_learning" in printed

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import NamedTuple
 from urllib.parse import quote, urlencode
 
-from stillhouse.registry.connection import without_credentials
+from stillhouse.errors import StillhouseError
+from stillhouse.registry.connection import connect, without_credentials
 
-__all__ = ["LOCAL_ADDRESS", "Links"]
+__all__ = ["LOCAL_ADDRESS", "Links", "list_pages"]
 
 LOCAL_ADDRESS = "http://127.0.0.1:5000"
 """Where ``make ui`` opens MLflow on an embedded store."""
@@ -52,5 +53,40 @@ class Links(NamedTuple):
         """The page of a logged model."""
         return self._page(f"experiments/{self.experiment_id}/models/{quote(model_id)}")
 
+    def models(self, name: str) -> str:
+        """The page of a registered model with its versions."""
+        return self._page(f"models/{quote(name)}")
+
     def _page(self, path: str, **query: str) -> str:
         return f"{self.base}#/{path}?{urlencode(query | {'workflowType': 'machine_learning'})}"
+
+
+def list_pages() -> list[str]:
+    """A line for each agent in the store: links to its runs and to its versions.
+
+    :raises RegistryError: if MLflow does not answer.
+    """
+    client = connect()
+    lines = []
+    for experiment in client.search_experiments():
+        if client.search_model_versions(f"name = '{experiment.name}'", max_results=1):
+            links = Links.of(client.uri, experiment.experiment_id)
+            lines.append(f"{experiment.name}: runs {links.runs()}")
+            lines.append(f"{experiment.name}: versions {links.models(experiment.name)}")
+    return lines
+
+
+def main() -> None:
+    """Print where the pages of each agent are; ``make ui`` does."""
+    try:
+        lines = list_pages()
+    except StillhouseError as error:
+        lines = [str(error)]
+    print(
+        "\n".join(lines or [f"{LOCAL_ADDRESS}/#/experiments?workflowType=machine_learning (no agent has models yet)"])
+    )
+    print("Ctrl-C stops the server")
+
+
+if __name__ == "__main__":
+    main()
