@@ -5,7 +5,9 @@ from __future__ import annotations
 from prefect.artifacts import create_markdown_artifact
 
 from data_checks.report import markdown
-from stillhouse.pages import format_heading, format_line
+from stillhouse.champion import open_registry
+from stillhouse.explaining import format_promotion_page
+from stillhouse.pages import format_line
 from stillhouse.records import DataReport, DriftReport, Refresh, TeacherWeights, Verdict
 from stillhouse.refreshing.page import format_refresh_page
 from stillhouse.refreshing.session import get_session
@@ -40,4 +42,5 @@ def publish_refresh(job: Refresh, verdict: Verdict) -> None:
 def publish_promotion(verdict: Verdict) -> None:
     """Publish the new champion, the previous one, and the reason for the change."""
     key = artifact_key("promotion", verdict.agent)
-    create_markdown_artifact(format_heading(verdict), key=key, description=format_line(verdict))
+    page = format_promotion_page(open_registry(verdict.agent), verdict)
+    create_markdown_artifact(page, key=key, description=format_line(verdict))

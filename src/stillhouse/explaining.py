@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from stillhouse.pages import format_reasons, format_table
+from stillhouse.pages import format_heading, format_reasons, format_table
 from stillhouse.records import ModelRef, Verdict
 from stillhouse.registry import Registry, names
 from stillhouse.registry.links import Links
 from stillhouse.shown import escape_code, escape_line
 from stillhouse.shown import escape_markdown as md
 
-__all__ = ["describe_change", "explain_change", "format_why"]
+__all__ = ["describe_change", "explain_change", "format_promotion_page", "format_why"]
 
 
 def explain_change(registry: Registry, verdict: Verdict, champion: ModelRef, before: ModelRef | None) -> None:
@@ -21,6 +21,18 @@ def explain_change(registry: Registry, verdict: Verdict, champion: ModelRef, bef
     if champion.run_id is not None:
         registry.runs.log_files(champion.run_id, {names.WHY: page.encode()})
     describe_change(registry, verdict, champion, before, sentence)
+
+
+def format_promotion_page(registry: Registry, verdict: Verdict) -> str:
+    """The page of a promotion as Markdown, with links to the champion and to the reasons in MLflow."""
+    parts, champion = [format_heading(verdict), format_reasons(verdict.reasons)], registry.champion()
+    if champion is not None:
+        pages = Links.of(registry.uri, registry.experiment_id)
+        link = f"[{md(champion)} in MLflow]({pages.version(champion.name, str(champion.version))})"
+        if champion.run_id is not None:
+            link += f" · [why it is champion]({pages.run(champion.run_id, names.WHY)})"
+        parts.append(link)
+    return "\n\n".join(parts)
 
 
 def describe_change(

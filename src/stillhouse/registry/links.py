@@ -67,9 +67,9 @@ def list_pages() -> list[str]:
     :raises RegistryError: if MLflow does not answer.
     """
     client = connect()
-    lines = []
+    registered, lines = {model.name for model in client.search_registered_models()}, list[str]()
     for experiment in client.search_experiments():
-        if client.search_model_versions(f"name = '{experiment.name}'", max_results=1):
+        if experiment.name in registered:
             links = Links.of(client.uri, experiment.experiment_id)
             lines.append(f"{experiment.name}: runs {links.runs()}")
             lines.append(f"{experiment.name}: versions {links.models(experiment.name)}")
