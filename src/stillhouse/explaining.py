@@ -85,8 +85,7 @@ def _link_origin(registry: Registry, version: ModelRef, pages: Links) -> dict[st
     if run_id := tags.get("refresh_run"):
         rows["refresh"] = (
             f"[run]({pages.run(run_id)}), [settings and figures against the champion]"
-            f"({pages.run(run_id, names.DIFF)}), [certificate]({pages.run(run_id, names.CERTIFICATE)}), "
-            f"[data checks]({pages.run(run_id, names.DATA_DOCS)})"
+            f"({pages.run(run_id, names.DIFF)}), [certificate]({pages.run(run_id, names.CERTIFICATE)})"
         )
     for role in ("teacher", "student"):
         if address := tags.get(f"lineage.{role}"):

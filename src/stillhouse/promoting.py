@@ -103,8 +103,8 @@ def reject(agent: str, reason: str, by: str = "", version: int | None = None) ->
         key=(challenger, champion, proposed_at),
         evidence={"challenger": str(challenger), "before": str(champion) if champion else None, "by": user},
     )
-    registry.reject(str(challenger.version))
     registry.describe_version(str(challenger.version), escape_line(verdict.summary), result="rejected")
+    registry.reject(str(challenger.version))  # last: after a kill the next call finds the challenger again
     return verdict
 
 
@@ -255,9 +255,9 @@ def _record_by_hand(registry: Registry, unrecorded: UnrecordedChampion, as_of: d
             },
             as_of=as_of,
         )
-    registry.promote(str(champion.version))
     if verdict is not None:
         explain_change(registry, verdict, champion, unrecorded.recorded)
+    registry.promote(str(champion.version))
     return verdict
 
 

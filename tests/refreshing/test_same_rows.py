@@ -175,7 +175,7 @@ def test_the_ten_queries_run(story: Story) -> None:
     queries = re.findall(r"```sql\n(.+?)\n```", PAGE, re.DOTALL)
     assert len(queries) == 10
     found = {query: story.registry.client.search_runs([story.registry.experiment_id], query) for query in queries}
-    assert sum(map(bool, found.values())) >= 6, {query: len(runs) for query, runs in found.items()}
+    assert sum(map(bool, found.values())) >= 5, {query: len(runs) for query, runs in found.items()}
 
 
 def test_make_ui_prints_links_of_the_classic_view(story: Story, capsys: pytest.CaptureFixture[str]) -> None:

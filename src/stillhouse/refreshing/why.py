@@ -80,7 +80,7 @@ def summarize_refresh(
     bound = lower_bound(test, bound_confidence(proof.certificate))
     return (
         f"{what}: {final_fit}{figure} against {test.champion:.4f} of {proof.champion.model} {where}, a gain of "
-        f"{test.difference:+.4f}, at least {bound:+.4f}."
+        f"{test.difference:+.4f}, at least {bound:+.4f}, where a loss of {test.margin:.4g} is allowed."
     )
 
 
@@ -170,6 +170,7 @@ def _list_links(session: Session, proof: Proof | None) -> dict[str, str]:
     if page := tags.get("prefect_run"):
         is_address = page.startswith(("http://", "https://"))
         rows["Prefect run"] = f"[flow run]({quote(page, safe=':/?#=&%')})" if is_address else escape_code(page)
+        rows["data checks"] = f"[report]({pages.run(job.run_id, names.DATA_DOCS)})"  # written by the flow only
     if proof is not None and proof.champion is not None:
         name, _, number = proof.champion.model.rpartition("@")
         rows["champion before"] = f"[{md(proof.champion.model)}]({pages.version(name, number)})"
