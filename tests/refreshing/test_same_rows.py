@@ -95,7 +95,7 @@ def test_one_metric_over_all_versions_is_a_curve_on_the_same_rows(story: Story) 
 
 def test_runs_table_has_plain_names(story: Story) -> None:
     run = story.run(2)
-    assert run.info.run_name == f"{day(24):%Y-%m-%d %H:%M} promoted (manual)" and run.data.tags["result"] == "promoted"
+    assert run.info.run_name == f"promoted {day(24):%Y-%m-%d %H:%M} (manual)" and run.data.tags["result"] == "promoted"
     assert {"quality", "bytes", "p95_ms", "gain", "gain_low"} <= set(run.data.metrics)
     found = story.registry.client.search_runs(
         [story.registry.experiment_id], "metrics.quality > 0.5 and tags.result = 'promoted'"

@@ -87,12 +87,14 @@ class Refresh(Record):
     finished: bool = False
 
     def run_name(self, result: VerdictResult | None = None) -> str:
-        """The name of its MLflow run: the moment, what came out, and what started it.
+        """The name of its MLflow run: what came out, the moment, and what started it.
+
+        The result is first, because the table of runs cuts long names.
 
         :param result: of its verdict; None: there is none yet.
         """
         words = "refresh" if result is None else result.replace("_", " ")
-        return f"{self.as_of:%Y-%m-%d %H:%M} {words} ({self.trigger})"
+        return f"{words} {self.as_of:%Y-%m-%d %H:%M} ({self.trigger})"
 
     @property
     def new_window(self) -> Window:

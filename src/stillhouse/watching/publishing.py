@@ -119,8 +119,8 @@ def log_watch(
             "result": verdict.result,
             "data_docs": data.docs,
             "mlflow.note.content": md(verdict.summary),
-            "mlflow.runName": f"{verdict.as_of:%Y-%m-%d %H:%M} watch of {report.champion}: "
-            f"{verdict.result.replace('_', ' ')}",
+            "mlflow.runName": f"{verdict.result.replace('_', ' ')} {verdict.as_of:%Y-%m-%d %H:%M} "
+            f"(watch of {report.champion})",
         },
     )
     return run_id
