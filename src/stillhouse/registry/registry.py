@@ -739,7 +739,8 @@ def _registered_tags(version: Any) -> dict[str, str]:
     return {REGISTERED: version.name, "mlflow.modelVersions": json.dumps(versions)}
 
 
-def _version_entry(version: Any, tags: Mapping[str, str], aliases: list[str]) -> VersionEntry:
+def _version_entry(version: Any, stored: Mapping[str, str], aliases: list[str]) -> VersionEntry:
+    tags: Mapping[str, Any] = stored  # the record reads numbers from text
     return VersionEntry(
         version=str(version.version),
         aliases=tuple(aliases),
