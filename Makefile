@@ -68,7 +68,7 @@ bench: install  ## run one benchmark: make bench NAME=loop
 	@$(BIN)/python -m benchmarks.$(NAME)
 
 ui: install  ## open the MLflow UI on the store of the demo, on loopback
-	@echo "http://127.0.0.1:5000  (Ctrl-C stops it)"
+	@$(BIN)/python -m stillhouse.registry.links
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true PATH="$(CURDIR)/$(BIN):$$PATH" \
 	  $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \
 	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$$STILLHOUSE_HOME/mlflow/mlflow.db}"

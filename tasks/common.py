@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Annotated, Any, ParamSpec, TypeVar
 
-from prefect import Task, task
+from prefect import Task, runtime, task
 from prefect.client.schemas.objects import State, TaskRun
 from pydantic import Field
 
@@ -14,7 +14,7 @@ from stillhouse import stations
 from stillhouse.errors import RegistryError, StillhouseError
 from tasks.logs import configure_logs
 
-__all__ = ["AgentName", "artifact_key", "engine_task"]
+__all__ = ["AgentName", "artifact_key", "engine_task", "flow_run_address"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,6 +29,11 @@ def artifact_key(kind: str, agent: str) -> str:
     'watch-late--flights'
     """
     return f"{kind}-{agent.replace('_', '--')}"
+
+
+def flow_run_address() -> str:
+    """Return the address of the current flow run in Prefect's pages; without a server its id, outside a run ""."""
+    return str(runtime.flow_run.ui_url or runtime.flow_run.id or "")
 
 
 def engine_task(name: str, *, retries: int = 1, timeout_seconds: int = 1800) -> Callable[[Callable[P, R]], Task[P, R]]:

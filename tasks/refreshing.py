@@ -21,7 +21,7 @@ from stillhouse.records import (
 from stillhouse.refreshing import final_fit, modes, opening, proving, publishing, teaching
 from stillhouse.refreshing.session import RefreshRequest, Trigger, get_session
 from stillhouse.refreshing.session import request_refresh as request_of
-from tasks.common import engine_task
+from tasks.common import engine_task, flow_run_address
 
 __all__ = [
     "check_data",
@@ -77,7 +77,7 @@ def check_data(request: RefreshRequest) -> DataReport:
 @engine_task("open refresh")
 def open_refresh(request: RefreshRequest, data: DataReport) -> Refresh:
     """Open the MLflow run of this refresh, or continue the run of an earlier, identical request."""
-    return opening.open_refresh(get_session(request), request, data)
+    return opening.open_refresh(get_session(request), request, data, prefect_run=flow_run_address())
 
 
 @engine_task("plan: {job.mode}")

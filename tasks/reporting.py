@@ -7,8 +7,9 @@ from prefect.artifacts import create_markdown_artifact
 from data_checks.report import markdown
 from stillhouse.champion import open_registry
 from stillhouse.config import load
+from stillhouse.explaining import format_promotion_page
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.pages import embed_png, format_heading, format_line, format_reasons, insert_after_heading
+from stillhouse.pages import embed_png, format_line, insert_after_heading
 from stillhouse.records import DataReport, DriftReport, Refresh, TeacherWeights, Verdict
 from stillhouse.refreshing.page import format_refresh_page
 from stillhouse.refreshing.publishing import read_challenger_name
@@ -58,8 +59,8 @@ def publish_timeline(verdict: Verdict, run_id: str | None = None) -> None:
 @engine_task("publish")
 def publish_promotion(verdict: Verdict) -> None:
     """Publish the new champion, the previous one, and the reason for the change; or what waits for a person."""
-    key, parts = artifact_key("promotion", verdict.agent), [format_heading(verdict)]
+    page = format_promotion_page(open_registry(verdict.agent), verdict)
     if verdict.result == "awaiting_approval":
-        parts.append(format_approval(verdict.agent, str(verdict.evidence["challenger"]).rpartition("@")[2]))
-    parts.append(format_reasons(verdict.reasons))
-    create_markdown_artifact("\n\n".join(parts), key=key, description=format_line(verdict))
+        form = format_approval(verdict.agent, str(verdict.evidence["challenger"]).rpartition("@")[2])
+        page = insert_after_heading(page, form)
+    create_markdown_artifact(page, key=artifact_key("promotion", verdict.agent), description=format_line(verdict))

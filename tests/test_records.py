@@ -19,6 +19,7 @@ from stillhouse.records import (
     CheckFailure,
     ClusterScores,
     ColumnDrift,
+    ComparedModel,
     Comparison,
     CompressionCandidate,
     Contradiction,
@@ -58,6 +59,7 @@ from stillhouse.records import (
     Refresh,
     RefreshModeName,
     Response,
+    SameRows,
     Saturation,
     Scorecard,
     ScreenResult,
@@ -238,6 +240,8 @@ REFRESH = Refresh(
     run_id="abc",
     verdict=VERDICT,
 )
+COMPARED = ComparedModel(role="champion", model="toy@1", quality=2 / 3)
+SAME_ROWS = SameRows(window=WINDOW, rows=900, measure="auc", models=(COMPARED,))
 BLOCK_SCORE = BlockScore(
     member="toy@2",
     start=NOW,
@@ -475,6 +479,8 @@ ALL: list[Record] = [
     PROOF,
     VERDICT,
     BASELINE,
+    COMPARED,
+    SAME_ROWS,
     REFRESH,
     SCREENED,
     SLICE,

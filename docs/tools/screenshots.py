@@ -281,7 +281,9 @@ def version(alias: str) -> dict[str, Any]:
 
 
 def champion_tags() -> dict[str, str]:
-    return {tag["key"]: tag["value"] for tag in version("champion")["tags"]}
+    """The tags of the champion's logged model, which hold what programs need."""
+    found = get(f"{MLFLOW}/api/2.0/mlflow/logged-models/{version('champion')['source'].removeprefix('models:/')}")
+    return {tag["key"]: tag["value"] for tag in found["model"]["info"]["tags"]}
 
 
 def get(url: str) -> Any:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from stillhouse.records import Reason, TeacherWeights, Verdict
 from stillhouse.registry import Registry, names
-from stillhouse.registry.connection import without_credentials
+from stillhouse.registry.links import Links
 from stillhouse.shown import escape_code
 from stillhouse.shown import escape_markdown as md
 from stillhouse.teachers.mixture_weights import MIN_RECORDED_CHANGE, slice_shares
@@ -69,16 +69,19 @@ def format_reasons(reasons: tuple[Reason, ...]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def format_links(registry: Registry, run_id: str, *, docs: bool = True) -> str:
-    """Links to the MLflow run and to its page of data checks; without a server, the run id and the artifact name.
+def format_links(registry: Registry, run_id: str, *, docs: bool = True, why: bool = False) -> str:
+    """Links to the MLflow run and to its page of data checks: on the tracking server, or on that of ``make ui``.
 
     :param docs: whether the run has a page of data checks.
+    :param why: whether it has a page ``why.md``.
     """
-    if not registry.uri.startswith("http"):
-        return f"MLflow run `{run_id}`" + (f", data checks in its artifact `{names.DATA_DOCS}`" if docs else "")
-    page = f"{without_credentials(registry.uri)}/#/experiments/{registry.experiment_id}/runs/{run_id}"
-    run = f"[MLflow run `{run_id}`]({page})"
-    return f"{run} · [data checks]({page}/artifacts/{names.DATA_DOCS})" if docs else run
+    pages = Links.of(registry.uri, registry.experiment_id)
+    run = f"[MLflow run `{run_id}`]({pages.run(run_id)})"
+    if why:
+        run += f" · [why]({pages.run(run_id, names.WHY)})"
+    if docs:
+        run += f" · [data checks]({pages.run(run_id, names.DATA_DOCS)})"
+    return run if registry.uri.startswith("http") else f"{run} (after `make ui`)"
 
 
 def format_table(header: str, rows: list[str]) -> str:

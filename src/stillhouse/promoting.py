@@ -18,10 +18,12 @@ from pydantic import JsonValue
 from stillhouse import config
 from stillhouse.champion import open_registry
 from stillhouse.errors import RegistryError, SignatureError, WindowError
+from stillhouse.explaining import explain_change
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.locks import refresh_lock
 from stillhouse.records import ModelRef, Reason, Verdict, VerdictResult, short_id
 from stillhouse.registry import Registry, Rollback, UnrecordedChampion
+from stillhouse.shown import escape_line
 
 __all__ = [
     "approve",
@@ -101,7 +103,8 @@ def reject(agent: str, reason: str, by: str = "", version: int | None = None) ->
         key=(challenger, champion, proposed_at),
         evidence={"challenger": str(challenger), "before": str(champion) if champion else None, "by": user},
     )
-    registry.reject(str(challenger.version))
+    registry.describe_version(str(challenger.version), escape_line(verdict.summary), result="rejected")
+    registry.reject(str(challenger.version))  # last: after a kill the next call finds the challenger again
     return verdict
 
 
@@ -145,7 +148,7 @@ def promote_member(
     member, champion = registry.version(agent, number), registry.champion()
     if not proposed_at and (rejection := _last_rejection(agent, member)):
         return rejection
-    return _record(
+    verdict = _record(
         agent,
         "awaiting_approval",
         f"{member} should be champion instead of {champion or 'none'}, and a person must approve it: "
@@ -159,6 +162,8 @@ def promote_member(
         },
         as_of=as_of,
     )
+    registry.describe_version(number, escape_line(verdict.summary), result="awaiting approval")
+    return verdict
 
 
 def undo_promotion(
@@ -250,6 +255,8 @@ def _record_by_hand(registry: Registry, unrecorded: UnrecordedChampion, as_of: d
             },
             as_of=as_of,
         )
+    if verdict is not None:
+        explain_change(registry, verdict, champion, unrecorded.recorded)
     registry.promote(str(champion.version))
     return verdict
 
@@ -277,7 +284,7 @@ def _record_promotion(
     """The verdict of the last promotion of ``version``; recorded once, however often this is called."""
     agent, champion = registry.agent, registry.version(registry.agent, version)
     replaced, since = registry.promotion(version)
-    return _record(
+    verdict = _record(
         agent,
         "promoted",
         f"{champion} is champion instead of {replaced or 'none'}: {_first_text(reasons)}",
@@ -286,6 +293,9 @@ def _record_promotion(
         evidence={"champion": str(champion), "before": str(replaced) if replaced else None, **evidence},
         as_of=as_of,
     )
+    if champion is not None:
+        explain_change(registry, verdict, champion, replaced)
+    return verdict
 
 
 def _roll_back(
@@ -311,6 +321,7 @@ def _roll_back(
             as_of=as_of,
         )
         verdicts.append(verdict)
+        explain_change(registry, verdict, done.champion, done.before)
 
     registry.rollback(record)
     return verdicts[0]

@@ -69,7 +69,7 @@ def test_final_fit_joins_the_pool_and_is_not_yet_proved(toy_base, day) -> None:
     (name,) = [name for name, challenger in registry.final_fits().items() if challenger == str(champion)]
     version = registry.version("toy", name.rpartition("@")[2])
     tags = registry.models.tags(version)
-    assert (tags["role"], tags["proved"], tags["chosen"]) == ("final_fit", "False", "True")
+    assert (tags["role"], tags["proved"], tags["chosen"]) == ("final_fit", "False", "False")
     assert tags["shaped_until"] == fit.shaped_until.isoformat() and tags["variant"] == fit.variant
     assert "auc" not in tags  # no row is left that could tell
     assert registry.models.signed(version).version == version.version

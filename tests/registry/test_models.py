@@ -59,6 +59,7 @@ def test_lineage_leads_both_ways(registry: Registry, models: dict[str, ModelRef]
     nested = registry.client.get_run(models["fp32"].run_id)
     assert nested.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert [output.model_id for output in nested.outputs.model_outputs] == [variant.removeprefix("models:/")]
+    assert {f"models:/{found.model_id}" for found in nested.inputs.model_inputs} == {student, teacher}
 
 
 def test_lineage_of_a_kept_teacher_is_its_logged_model(
@@ -80,9 +81,9 @@ def test_lineage_of_a_kept_teacher_is_its_logged_model(
 def test_figures_are_metrics_of_run_and_model(registry: Registry, models: dict[str, ModelRef]) -> None:
     run = registry.client.get_run(models["fp32"].run_id)
     assert run.data.params == {"method": "fp32"}
-    assert run.data.metrics["test/auc"] == quality().auc
-    assert run.data.metrics["slice/origin:EWR/auc"] == 0.7
-    assert run.data.metrics[f"slice/{metric_name('origin=São Paulo (GRU)')}/auc"] == 0.6
+    assert run.data.metrics["own_test/auc"] == quality().auc
+    assert run.data.metrics["own_slice/origin:EWR/auc"] == 0.7
+    assert run.data.metrics[f"own_slice/{metric_name('origin=São Paulo (GRU)')}/auc"] == 0.6
     assert (run.data.metrics["bytes"], run.data.metrics["latency/p95_ms"]) == (1234, 0.09)
     model_id = logged(registry, models["fp32"]).removeprefix("models:/")
     on_model = {metric.key: metric.value for metric in registry.client.get_logged_model(model_id).metrics}
@@ -122,8 +123,7 @@ def test_student_files_come_back(registry: Registry, models: dict[str, ModelRef]
     )
     tags = {"lineage.student": student.uri}
     variant = registry.champion()
-    for key, value in tags.items():
-        registry.client.set_model_version_tag(variant.name, variant.version, key, value)
+    registry.models.set_tags(logged(registry, variant).removeprefix("models:/"), tags)
     folder = registry.models.student_files(variant)
     assert folder is not None and [file.name for file in folder.iterdir()] == ["columns.json"]
     assert (registry.models.fetch(student) / "model.pt2").exists() and registry.models.student_files(variant) == folder

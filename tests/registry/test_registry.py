@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -295,3 +296,39 @@ def test_an_open_registry_notices_a_missing_or_replaced_store(three: Registry, t
     assert aliases(three)["champion"] == "2"
     backup.rename(database)
     assert aliases(three)["champion"] == "1"
+
+
+def test_version_shows_what_a_person_reads_and_its_page_says_registered(three: Registry) -> None:
+    version = three.client.get_model_version("flights", "2")
+    assert set(version.tags) == {"quality", "bytes", "p95_ms", "gate", "signature"}
+    assert version.tags["quality"] == "auc 0.71 on its own test window"
+    logged = three.client.get_logged_model(str(version.source).removeprefix("models:/"))
+    assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": "flights", "version": "2"}]
+    assert three.models.tags(three.version("flights", "2"))["refresh_id"] == "r2"  # what programs need
+
+
+def test_chosen_is_true_of_what_was_promoted(three: Registry) -> None:
+    three.set_chosen("2", False)
+    three.promote("2")
+    assert three.models.tags(three.champion())["chosen"] == "True"
+    assert three.client.get_run(three.champion().run_id).data.tags["chosen"] == "True"
+
+
+def test_versions_of_an_older_stillhouse_have_all_tags_themselves(three: Registry) -> None:
+    facts = {"refresh_run": "abc", "refresh_id": "r2", "variant": "old", "chosen": "False", "auc": "0.6"}
+    for key, value in facts.items():
+        three.client.set_model_version_tag("flights", "2", key, value)
+    assert three.version_of("r2", "old") == "2"
+    assert three.models.tags(three.version("flights", "2")).items() >= facts.items()
+    assert [entry.auc for entry in three.versions()] == [0.71, 0.6, 0.71]
+    assert [member.model.version for member in three.pool_versions()] == ["1", "3"]  # another candidate
+    three.promote("2")
+    assert [member.model.version for member in three.pool_versions()] == ["1", "2", "3"]
+
+
+def test_descriptions_are_of_version_model_and_experiment(three: Registry) -> None:
+    three.describe_champion("1", "flights@1 is champion")
+    three.describe_version("2", "flights@2 was refused", result="refused")
+    assert three.client.get_model_version("flights", "1").description == "flights@1 is champion"
+    assert three.client.get_registered_model("flights").description == "flights@1 is champion"
+    assert three.client.get_model_version("flights", "2").tags["result"] == "refused"

@@ -173,7 +173,7 @@ def test_what_others_have_signed_is_neither_registered_nor_used(life: Life) -> N
     with pytest.raises(SignatureError, match=r"signed by key .* not trusted here"):
         life.registry.models.fetch(ref)
     folder = variant_folder(life.folder / "again", "fp32")
-    run = life.registry.client.get_model_version("flights", "1").tags["refresh_run"]
+    run = life.registry.models.tags(ref)["refresh_run"]
     logged = log_variant(
         life.registry, run, folder, scorecard("fp32", "variant"), {}, Lineage(student=models["student"]), rows()
     )

@@ -81,9 +81,10 @@ def _show_versions(read: AgentStatus, last: int) -> None:
     if not read.versions or not last:
         return
     is_wide = console.width >= 100
-    headings = ["version", "alias", "variant", f"{measure_title(read.measure)} (test)", "bytes", "p50 (ms)"]
+    title, same_rows = measure_title(read.measure), read.same_rows
+    headings = ["version", "alias", "variant", f"{title}, same rows", f"{title}, own rows", "bytes", "p50 (ms)"]
     table = Table(*headings, *(["refresh"] if is_wide else []))
-    for column in table.columns[3:6]:
+    for column in table.columns[3:7]:
         column.justify = "right"
     shown = [version for index, version in enumerate(read.versions) if index < last or version.aliases]
     for version in shown:
@@ -91,12 +92,16 @@ def _show_versions(read: AgentStatus, last: int) -> None:
             version.version,
             ", ".join(version.aliases),
             version.variant,
+            format_number(same_rows.quality_of(f"{read.agent}@{version.version}") if same_rows else None),
             format_number(version.figure(read.measure)),
             f"{version.bytes:,}",
             format_number(version.p50_ms),
             *([version.refresh_id] if is_wide else []),
         )
     console.print(table)
+    if same_rows is not None:
+        rows = f"{same_rows.rows:,} rows of {same_rows.window.dates}"
+        console.print(f"same rows: {rows}; figures on a version's own test window are not comparable")
     if len(read.versions) > len(shown):
         console.print(f"and {len(read.versions) - len(shown)} older versions: --last shows more")
 

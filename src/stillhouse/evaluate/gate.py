@@ -23,7 +23,7 @@ from stillhouse.evaluate.power import rows_needed
 from stillhouse.quality import measure_title
 from stillhouse.records import Certificate, Comparison, Reason, Scorecard, Verdict, short_id
 
-__all__ = ["FIRST_LOOK_SHARE", "certify", "first_look_confidence", "judge", "next_anchor", "replay"]
+__all__ = ["FIRST_LOOK_SHARE", "bound_confidence", "certify", "first_look_confidence", "judge", "next_anchor", "replay"]
 
 FIRST_LOOK_SHARE = 0.8
 """Share of the error ``1 − promotion.confidence`` that the gate's first look spends. The sequential evidence of the
@@ -138,7 +138,7 @@ def next_anchor(certificate: Certificate) -> str | None:
         return None
     by_window = {comparison.window: comparison for comparison in _binding_comparisons(certificate)}
     comparison = by_window.get("anchor", by_window.get("test"))
-    if comparison is not None and lower_bound(comparison, _confidence(certificate)) > 0:
+    if comparison is not None and lower_bound(comparison, bound_confidence(certificate)) > 0:
         return None
     return certificate.anchor or certificate.champion.model
 
@@ -148,8 +148,8 @@ def _binding_comparisons(certificate: Certificate) -> list[Comparison]:
     return [comparison for comparison in certificate.comparisons if comparison.role in ("non_inferior", "cumulative")]
 
 
-def _confidence(certificate: Certificate) -> float:
-    """The confidence of each bound."""
+def bound_confidence(certificate: Certificate) -> float:
+    """The confidence of each bound of a difference, by the rule of the certificate."""
     return certificate.confidence if certificate.rule <= 2 else first_look_confidence(certificate.confidence)
 
 
@@ -158,7 +158,7 @@ def _confidence(certificate: Certificate) -> float:
 
 def _count_needed_labels(certificate: Certificate) -> int | None:
     """About how many more outcomes would decide all that is undecided; None: not foreseeable."""
-    confidence = _confidence(certificate)
+    confidence = bound_confidence(certificate)
     undecided = [
         comparison
         for comparison in _binding_comparisons(certificate)
@@ -196,7 +196,7 @@ def _list_reasons(certificate: Certificate) -> list[Reason]:
     loss_allowed = certificate.champion is not None and _exceeds_budget(certificate, certificate.champion)
     judge_comparison = _judge_by_rule_2 if certificate.rule <= 2 else _judge_comparison
     reasons += [
-        judge_comparison(comparison, _confidence(certificate), loss_allowed=loss_allowed)
+        judge_comparison(comparison, bound_confidence(certificate), loss_allowed=loss_allowed)
         for comparison in certificate.comparisons
     ]
     reasons += [Reason(measure="remember", failed=False, text=text) for text in certificate.not_compared]

@@ -40,7 +40,7 @@ from stillhouse.records.pool import (
     Reckoning,
 )
 from stillhouse.records.quality import Disagreement, Latency, NamedQuality, Quality, Scorecard
-from stillhouse.records.refreshes import Baseline, Refresh
+from stillhouse.records.refreshes import Baseline, ComparedModel, Refresh, SameRows
 from stillhouse.records.reports import History, HistoryEntry, TableDrift, TeacherReport, TeacherShare
 from stillhouse.records.sources import AnswersSource, ModelSource, Sources, WindowSource
 from stillhouse.records.teachers import (
@@ -83,6 +83,7 @@ __all__ = [
     "ClusterScores",
     "ColumnDistance",
     "ColumnDrift",
+    "ComparedModel",
     "Comparison",
     "ComparisonRole",
     "CompressionCandidate",
@@ -124,6 +125,7 @@ __all__ = [
     "Refresh",
     "RefreshModeName",
     "Response",
+    "SameRows",
     "Saturation",
     "Scorecard",
     "ScreenResult",

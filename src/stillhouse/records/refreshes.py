@@ -11,10 +11,10 @@ from stillhouse.records.drift import DriftCalibration
 from stillhouse.records.evidence import LossBaseline, Process
 from stillhouse.records.models import ModelRef
 from stillhouse.records.quality import Disagreement, Quality
-from stillhouse.records.verdicts import RefreshModeName, Verdict
+from stillhouse.records.verdicts import RefreshModeName, Verdict, VerdictResult
 from stillhouse.records.windows import Window
 
-__all__ = ["Baseline", "Refresh"]
+__all__ = ["Baseline", "ComparedModel", "Refresh", "SameRows"]
 
 
 class Baseline(Record):
@@ -32,6 +32,33 @@ class Baseline(Record):
     disagreement: Disagreement = Field(description="of champion and teacher, on the test window")
     quality: Quality = Field(description="of the champion, on the test window")
     teacher: ModelRef
+
+
+class ComparedModel(Record):
+    """One model and what it scored on rows that other models were scored on too."""
+
+    role: Literal["challenger", "champion", "previous", "never_refreshed", "teacher"] = Field(
+        description="at the time of the refresh; never_refreshed: the first champion"
+    )
+    model: str = Field(description="name@version, such as 'flights@7'; of a teacher its role")
+    quality: float = Field(description="value of the measure, in its unit and direction")
+
+
+class SameRows(Record):
+    """What several models scored on the same rows: the test window of one refresh.
+
+    The figures of two models may be compared only if they are in one such record.
+    """
+
+    window: Window
+    rows: int = Field(ge=1)
+    measure: str = Field(description="name of the measure")
+    better: Literal["higher", "lower"] = Field(default="higher", description="direction of the measure")
+    models: tuple[ComparedModel, ...]
+
+    def quality_of(self, model: str) -> float | None:
+        """The value of ``model``, ``flights@7``; None: it was not scored on these rows."""
+        return next((one.quality for one in self.models if one.model == model), None)
 
 
 class Refresh(Record):
@@ -58,6 +85,16 @@ class Refresh(Record):
         default=None, description="verdict of an earlier run of this refresh, interrupted or finished"
     )
     finished: bool = False
+
+    def run_name(self, result: VerdictResult | None = None) -> str:
+        """The name of its MLflow run: what came out, the moment, and what started it.
+
+        The result is first, because the table of runs cuts long names.
+
+        :param result: of its verdict; None: there is none yet.
+        """
+        words = "refresh" if result is None else result.replace("_", " ")
+        return f"{words} {self.as_of:%Y-%m-%d %H:%M} ({self.trigger})"
 
     @property
     def new_window(self) -> Window:

@@ -38,6 +38,18 @@ class Window(Record):
         """The window ``[end − length, end)``."""
         return cls(name=name, start=end - length, end=end)
 
+    @property
+    def dates(self) -> str:
+        """Its bounds for people, with the time of day only where it is not midnight.
+
+        >>> from datetime import UTC
+        >>> Window.ending("test", datetime(2013, 5, 5, tzinfo=UTC), timedelta(days=4)).dates
+        '2013-05-01 to 2013-05-05'
+        """
+        is_whole = all((moment.hour, moment.minute) == (0, 0) for moment in (self.start, self.end))
+        form = "%Y-%m-%d" if is_whole else "%Y-%m-%d %H:%M"
+        return f"{self.start:{form}} to {self.end:{form}}"
+
     def __str__(self) -> str:
         text = f"{self.name} [{self.start:%Y-%m-%d %H:%M}, {self.end:%Y-%m-%d %H:%M})"
         text += f", {self.chosen}" if self.chosen else ""

@@ -311,7 +311,7 @@ def _register(
     """Log student and variant below the run of the refresh, and register both; the variant's version comes last."""
     job, registry, settings = session.job, session.registry, session.settings
     rows = session.data.read_labelled(job.test).head(4)
-    tags = {"role": "final_fit", "proved": False, "shaped_until": fit.shaped_until.isoformat()}
+    tags: dict[str, object] = {"role": "final_fit", "proved": False, "shaped_until": fit.shaped_until.isoformat()}
     lineage = Lineage(
         teacher=inputs.teacher_model,
         knowledge=job.train.versions,
@@ -328,8 +328,9 @@ def _register(
         Path(student.folder),
         history=student.history,
         files={names.TRAINING_HISTORY: history},
+        tags=tags,
     )
-    lineage = lineage.model_copy(update={"student": registry.register(logged, f"{job.agent}-student", tags)})
+    lineage = lineage.model_copy(update={"student": registry.register(logged, f"{job.agent}-student")})
     card = Scorecard(
         model=candidate.name,
         role="variant",
@@ -343,6 +344,9 @@ def _register(
         card,
         {"recipe": json.dumps(candidate.recipe), "final_fit_of": fit.challenger},
         candidate_metrics(candidate),
-        tags | {"chosen": True, FINAL_FIT_OF: fit.challenger},
+        {"quality": "not proved yet: its test rows were trained on", "result": f"final fit of {fit.challenger}"},
+        tags=tags | {"chosen": fit.decides, FINAL_FIT_OF: fit.challenger},
     )
     registry.publish_variants(job.run_id, [variant], lineage, rows)
+    if fit.decides:
+        registry.set_chosen(fit.challenger.rpartition("@")[2], False)

@@ -58,10 +58,11 @@ def require_learnable(session: Session, request: RefreshRequest) -> None:
             raise
 
 
-def open_refresh(session: Session, request: RefreshRequest, data: DataReport) -> Refresh:
+def open_refresh(session: Session, request: RefreshRequest, data: DataReport, prefect_run: str = "") -> Refresh:
     """Open the MLflow run of this refresh, or resume an earlier run of the same request.
 
     :param data: report of the data contract on the window of the request.
+    :param prefect_run: address or id of the Prefect run that does the refresh; empty: none does. It becomes a tag.
     :raises DataError: if the window breaks the data contract.
     :raises WindowError: if there are too few rows to learn from.
     """
@@ -101,8 +102,10 @@ def open_refresh(session: Session, request: RefreshRequest, data: DataReport) ->
             "mode": request.mode,
         },
         params=_list_params(session),
-        name=f"refresh {request.as_of:%Y-%m-%d} ({request.trigger})",
+        name=job.run_name(),
     )
+    if prefect_run:  # also of a run that is resumed
+        registry.runs.set_tags(run_id, prefect_run=prefect_run)
     session.job = job.model_copy(update={"run_id": run_id, "verdict": verdict})
     log.info(
         "%s: refresh by %s (%s), %s%s; MLflow run %s",

@@ -42,7 +42,7 @@ def format_refresh_page(job: Refresh, verdict: Verdict, base: KnowledgeBase, reg
         _format_spending(job, base),
         *_format_teachers(job, registry),
         _format_questions(job, registry),
-        format_links(registry, job.run_id),
+        format_links(registry, job.run_id, why=True),
     ]
     return "\n\n".join(filter(None, parts))
 

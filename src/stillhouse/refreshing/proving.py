@@ -47,6 +47,7 @@ from stillhouse.variant import Variant, encode
 __all__ = [
     "PROOF_SECTIONS",
     "estimate_loss_baselines",
+    "load_earlier",
     "load_yardsticks",
     "make_predict",
     "profile_training_window",
@@ -165,7 +166,7 @@ def load_yardsticks(session: Session) -> Yardsticks:
     skipped = {str(session.champion.model)}
 
     def make_contender(name: str | None) -> Contender | None:
-        earlier = _load_earlier(session, name) if name is not None and name not in skipped else None
+        earlier = load_earlier(session, name) if name is not None and name not in skipped else None
         if earlier is None:
             return None
         skipped.add(str(earlier.model))
@@ -190,7 +191,7 @@ def _find_anchor(session: Session) -> str | None:
     return gate.next_anchor(certificate) if certificate is not None else None
 
 
-def _load_earlier(session: Session, name: str) -> Champion | None:
+def load_earlier(session: Session, name: str) -> Champion | None:
     """An earlier champion; None if it was deleted or reads columns that the agent file no longer has."""
     model = session.registry.version(session.agent, name.rpartition("@")[2])
     if model is None:

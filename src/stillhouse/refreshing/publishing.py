@@ -20,14 +20,22 @@ from stillhouse.config import AgentConfig
 from stillhouse.distill import students
 from stillhouse.distill.history import TrainingHistory
 from stillhouse.evaluate import figures, gate
-from stillhouse.records import Baseline, Frontier, ModelRef, Proof, Refresh, StudentRef, TeacherRef, Verdict
+from stillhouse.records import Baseline, Frontier, ModelRef, Proof, Refresh, Scorecard, StudentRef, TeacherRef, Verdict
 from stillhouse.refreshing import final_fit
 from stillhouse.refreshing.modes import get_mode
 from stillhouse.refreshing.modes.update import read_update_metrics
 from stillhouse.refreshing.proving import estimate_loss_baselines, profile_training_window
+from stillhouse.refreshing.same_rows import (
+    compare_on_test_window,
+    continue_quality_curves,
+    gate_metrics,
+    plain_metrics,
+)
 from stillhouse.refreshing.session import Session, close_session, get_session
 from stillhouse.refreshing.students import read_columns, read_history
+from stillhouse.refreshing.why import publish_why
 from stillhouse.registry import Lineage, NewVariant, RefusedVariant, names
+from stillhouse.registry.runs import days_since_1970
 from stillhouse.shown import escape_line
 from stillhouse.variant import Variant, encode
 
@@ -39,7 +47,8 @@ log = logging.getLogger(__name__)
 def log_models(session: Session, teacher: TeacherRef, student: StudentRef, frontier: Frontier, proof: Proof) -> None:
     """Log the models of the refresh, each with a nested run, and the baseline for later watches.
 
-    The teacher, the student, the candidates on the Pareto front and those of configured recipes are registered.
+    The teacher, the student and the chosen variant are registered. All other candidates stay logged models of their
+    runs, with their metrics.
     """
     job, registry = session.job, session.registry
     test = session.data.read_labelled(job.test)
@@ -51,7 +60,7 @@ def log_models(session: Session, teacher: TeacherRef, student: StudentRef, front
     drift = job.cause if job.trigger == "drift" else None
     lineage = Lineage(teacher=teacher_version, knowledge=job.train.versions, drift=drift)
     lineage = lineage.model_copy(update={"student": _log_student(session, student, proof, lineage, test)})
-    _log_candidates(session, frontier, proof, lineage, test)
+    challenger = _log_candidates(session, frontier, proof, lineage, test)
     final_fit.keep_inputs(session, teacher, student, frontier, teacher_version)
     chosen = Variant(frontier.named(frontier.chosen).folder)
     profile, calibration = profile_training_window(session, chosen)
@@ -65,37 +74,45 @@ def log_models(session: Session, teacher: TeacherRef, student: StudentRef, front
         quality=proof.certificate.challenger.test,
         teacher=teacher_version,
     )
-    registry.runs.log_files(
+    same_rows = compare_on_test_window(session, proof, challenger)
+    registry.runs.log(
         job.run_id,
-        {
+        files={
             names.MODEL_STATE: (Path(job.folder) / "compression" / FLOAT32_GRAPH_FILE).read_bytes(),
             names.PROFILE: profile.to_bytes(),
             names.BASELINE: baseline,
             names.TRADEOFF_FIGURE: figures.plot_tradeoff(proof),
             names.PROOF: proof,
+            names.SAME_ROWS: same_rows,
         },
+        metrics=plain_metrics(proof, same_rows),
     )
+    continue_quality_curves(session, same_rows)
 
 
 def judge_challenger(session: Session, proof: Proof) -> Verdict:
-    """The gate's verdict, stored before any alias moves."""
+    """The gate's verdict, stored before any alias moves; what it compared also stands in the version's run."""
+    job, registry, metrics = session.job, session.registry, gate_metrics(proof.certificate)
     verdict = gate.judge(proof.certificate)
-    session.registry.runs.log_verdict(session.job.run_id, proof.certificate, verdict)
+    challenger = registry.version(job.agent, registry.version_of(job.refresh_id, proof.chosen))
+    if challenger is not None and metrics:
+        registry.log_gate(challenger, metrics)
+    name = job.run_name(verdict.result)
+    registry.runs.log_verdict(job.run_id, proof.certificate, verdict, name=name, metrics=metrics)
     return verdict
 
 
 def settle_refresh(session: Session, verdict: Verdict) -> None:
     """Carry out the verdict, record it, and close the run. Can be repeated if it is killed at any point."""
     job, registry = session.job, session.registry
-    if verdict.result == "promoted":
-        final_version = final_fit.find_deciding_version(session)
-        version = final_version or registry.version_of(job.refresh_id, read_challenger_name(verdict))
+    version = _find_version(session, verdict)
+    if version is not None and verdict.result == "promoted":
         registry.promote(version)
         log.info("%s@%s is champion", job.agent, version)
-    elif verdict.result == "awaiting_approval":
-        version = registry.version_of(job.refresh_id, read_challenger_name(verdict))
+    elif version is not None and verdict.result == "awaiting_approval":
         registry.propose(version)
         log.info("%s@%s waits for a person: approve or reject it", job.agent, version)
+    publish_why(session, verdict, registry.version(job.agent, version) if version is not None else None)
     session.base.journal.append_verdict(verdict)
     registry.runs.close_refresh(job.run_id)
     shutil.rmtree(Path(job.folder).parent, ignore_errors=True)  # also files of killed refreshes
@@ -132,6 +149,20 @@ def _close_run(job: Refresh, *, failed: str | None = None, killed: str | None = 
     log.info("%s: %s; MLflow run %s", job.agent, escape_line(failed or killed), job.run_id)
     get_session(job).registry.runs.close_refresh(job.run_id, failed=failed, killed=killed)
     close_session(job.refresh_id)
+
+
+def _find_version(session: Session, verdict: Verdict) -> str | None:
+    """The version that the verdict is about: the final fit where that decides; None if the teacher was refused."""
+    if "certificate" not in verdict.evidence:
+        return None
+    final_version = final_fit.find_deciding_version(session) if verdict.result == "promoted" else None
+    return final_version or session.registry.version_of(session.job.refresh_id, read_challenger_name(verdict))
+
+
+def _describe_own_quality(card: Scorecard, job: Refresh) -> dict[str, object]:
+    """Tags of a new version: its quality on a window of its own carries the window's dates."""
+    quality = f"{card.test.measure} {card.test.score:.4f} on its own test window, {job.test.dates}"
+    return {"quality": quality, "result": "not judged yet"}
 
 
 def _describe_sources(settings: AgentConfig) -> dict[str, str]:
@@ -182,20 +213,27 @@ def _control_metrics(history: TrainingHistory) -> dict[str, float]:
     }
 
 
-def _log_candidates(session: Session, frontier: Frontier, proof: Proof, lineage: Lineage, test: pd.DataFrame) -> None:
-    """Log every candidate in a nested run, usable ones with a model, and the frontier as table and figure."""
+def _log_candidates(
+    session: Session, frontier: Frontier, proof: Proof, lineage: Lineage, test: pd.DataFrame
+) -> ModelRef:
+    """Log every candidate in a nested run, usable ones with a model, and the frontier as table and figure.
+
+    :returns: the version of the chosen one.
+    """
     job, registry = session.job, session.registry
     cards = {card.model: card for card in proof.variants}
-    configured = {config.recipe_name(recipe) for recipe in session.settings.compression.recipes}
-    registered = {*frontier.best, *configured, frontier.chosen}
     variants: list[NewVariant | RefusedVariant] = []
     for candidate in frontier.candidates:
-        params = {"recipe": json.dumps(candidate.recipe)}
+        params = {"recipe": json.dumps(candidate.recipe), "own_test_window": job.test.dates}
         if candidate.refused is not None:
             variants.append(RefusedVariant(candidate.name, candidate.refused, params))
             continue
-        tags = {"chosen": candidate.name == frontier.chosen} if candidate.name in registered else None
-        card = cards[candidate.name]
-        variants.append(NewVariant(Path(candidate.folder), card, params, candidate_metrics(candidate), tags))
-    registry.publish_variants(job.run_id, variants, lineage, test.head(4))
+        card, is_chosen = cards[candidate.name], candidate.name == frontier.chosen
+        shown = _describe_own_quality(card, job) if is_chosen else None
+        points = [(job.test.end, days_since_1970(job.test.end), {"quality": card.test.score})]
+        metrics = candidate_metrics(candidate)
+        tags = {"chosen": is_chosen}
+        variants.append(NewVariant(Path(candidate.folder), card, params, metrics, shown, points, tags))
+    refs = registry.publish_variants(job.run_id, variants, lineage, test.head(4))
     log_frontier(registry.runs, job.run_id, frontier)
+    return refs[frontier.chosen]

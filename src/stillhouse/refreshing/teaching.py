@@ -123,7 +123,7 @@ def examine_teacher(session: Session, teacher: TeacherRef) -> Verdict:
     verdict = admission.judge(examination)
     log.info("teachers: examined on %s new rows: %s", f"{len(rows):,}", escape_line(verdict.summary))
     if verdict.result == "refused":
-        session.registry.runs.log_verdict(job.run_id, examination, verdict)
+        session.registry.runs.log_verdict(job.run_id, examination, verdict, name=job.run_name(verdict.result))
     else:
         session.registry.runs.log_record(job.run_id, examination, names.EXAMINATION)
     return verdict

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from pydantic import AwareDatetime, Field
 
@@ -14,6 +15,7 @@ __all__ = [
     "Lineage",
     "NewVariant",
     "OpenedRefresh",
+    "Points",
     "PoolVersion",
     "RefusedVariant",
     "Role",
@@ -23,6 +25,9 @@ __all__ = [
 ]
 
 Role = Literal["teacher", "student", "variant"]
+
+Points: TypeAlias = Sequence[tuple[datetime, int, Mapping[str, float]]]
+"""Metrics at times of the agent's life: time, step, and values by name."""
 
 
 class Lineage(Record):
@@ -44,7 +49,11 @@ class NewVariant(NamedTuple):
     metrics: Mapping[str, float] = {}
     """Metrics of its run only, besides those of the scorecard."""
     version_tags: Mapping[str, object] | None = None
-    """Additional tags of its version; None: the variant is logged, but not registered as a version."""
+    """What a person reads on its version, besides bytes and latency; None: it is logged, but no version."""
+    points: Points = ()
+    """Metrics of its run and of its logged model at times of the agent's life."""
+    tags: Mapping[str, object] = {}
+    """Additional tags of its run and of its logged model, for programs."""
 
 
 class RefusedVariant(NamedTuple):

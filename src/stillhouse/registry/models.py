@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,8 +14,9 @@ from stillhouse.errors import RegistryError, SignatureError
 from stillhouse.records import ModelRef, Scorecard, TeacherRef
 from stillhouse.registry import packaging
 from stillhouse.registry.cache import Cache
+from stillhouse.registry.connection import does_not_exist
 from stillhouse.registry.downloads import download_signed, read_artifact
-from stillhouse.registry.entries import Lineage, NewVariant, RefusedVariant
+from stillhouse.registry.entries import Lineage, NewVariant, Points, RefusedVariant
 from stillhouse.registry.experiment import Experiment
 from stillhouse.registry.metrics import scorecard_metrics, scorecard_tags
 from stillhouse.registry.runs import Content, Runs, artifact_cache, stringify
@@ -28,12 +29,17 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-__all__ = ["RELEASE", "SIGNATURE", "LoggedModel", "ModelRun", "Models", "model_id", "version_key"]
+__all__ = ["REGISTERED", "RELEASE", "SIGNATURE", "LoggedModel", "ModelRun", "Models", "model_id", "version_key"]
 
 SIGNATURE, RELEASE = "signature", "release"
 """Tags with the envelopes of :mod:`stillhouse.verifying`: of a model or version, and of a released version."""
 
+REGISTERED = "registered"
+"""Tag of a logged model: the registered model that it is a version of."""
+
 _SCORECARD = "scorecard.json"
+_REFRESH_RUN = "refresh_run"  # tag of every logged model; also of the versions of an older stillhouse
+_MODELS_PER_CALL = 100  # MLflow's limit
 
 _logged_uris: Cache[str] = Cache()
 """``models:/<model id>`` of versions, by :func:`version_key`."""
@@ -56,6 +62,10 @@ class ModelRun(NamedTuple):
     """Metrics of steps 1, 2, …"""
     files: Mapping[str, Content] = {}
     """Artifacts of the run."""
+    inputs: Sequence[str] = ()
+    """Ids of the logged models that it was made from; MLflow shows them as links."""
+    points: Points = ()
+    """Metrics of the run and of the model at times of the agent's life."""
 
 
 class LoggedModel(NamedTuple):
@@ -132,6 +142,7 @@ class Models:
         metrics: Mapping[str, float] | None = None,
         history: Sequence[Mapping[str, float]] = (),
         files: Mapping[str, Content] | None = None,
+        tags: Mapping[str, object] | None = None,
     ) -> ModelRef:
         """Log a torch module as an exported graph, without pickle.
 
@@ -141,13 +152,16 @@ class Models:
         :param metrics: metrics of its run, besides those of the scorecard.
         :param history: as in :meth:`Runs.log`.
         :param files: as in :meth:`Runs.log`.
+        :param tags: additional tags of the run and of the logged model.
         """
 
         def write(target: Path, model: Any) -> None:
             packaging.save_student(module, example, target, model, folder)
 
-        tags = {} if folder is None else {packaging.NATIVE_FOLDER: True}
-        run = ModelRun("student", "student", write, params, tags, {}, metrics or {}, history, files or {})
+        native = {} if folder is None else {packaging.NATIVE_FOLDER: True}
+        run = ModelRun(
+            "student", "student", write, params, native | dict(tags or {}), {}, metrics or {}, history, files or {}
+        )
         return self._log_single(run_id, lineage, run, scorecard)
 
     def log_variants(
@@ -193,6 +207,8 @@ class Models:
         """Log a nested run with its logged model; both are marked as failed if the model cannot be written."""
         tags = stringify(model.tags)
         nested = self._runs.create_nested(run_id, model.name, tags)
+        if model.inputs:
+            self._log_inputs(nested, model.inputs)
         created = self._client.create_logged_model(
             self._experiment.experiment_id,
             re.sub(r"[/:.%\"']", "_", model.name),
@@ -212,6 +228,7 @@ class Models:
             files=model.files,
             metrics=model.metrics,
             history=model.history,
+            points=model.points,
             params=model.params,
             model_id=created.model_id,
             run_metrics=model.run_metrics,
@@ -222,10 +239,50 @@ class Models:
     # ----------------------------------------------------------------- reading
 
     def tags(self, ref: ModelRef) -> dict[str, str]:
-        """The tags of a version, or of a logged model that is no version yet."""
+        """The tags of a logged model; of a version its own ones and those of its logged model."""
         if ref.version is not None:
-            return dict(self._client.get_model_version(ref.name, ref.version).tags)
+            return self.version_tags(self._client.get_model_version(ref.name, ref.version))
         return dict(self._client.get_logged_model(model_id(ref.uri)).tags)
+
+    def version_tags(self, version: Any) -> dict[str, str]:
+        """:meth:`tags` for a version given as MLflow's entity. A version of an older stillhouse has all tags itself."""
+        logged = re.fullmatch(r"models:/(m-\w+)", str(version.source))
+        if _REFRESH_RUN in version.tags or logged is None:
+            return dict(version.tags)
+        try:
+            return _merge_tags(version, self._client.get_logged_model(logged[1]).tags)
+        except RegistryError as error:
+            if does_not_exist(error):
+                return dict(version.tags)
+            raise
+
+    def all_version_tags(self, name: str, versions: Sequence[Any]) -> list[dict[str, str]]:
+        """:meth:`version_tags` of many versions of ``name``, in order, with a few calls for all of them."""
+        by_id: dict[str, Mapping[str, str]] = {}
+        if any(_REFRESH_RUN not in version.tags for version in versions):
+            by_id = {model.model_id: model.tags for model in self.search(f"tags.{REGISTERED} = '{name}'")}
+
+        def read(version: Any) -> dict[str, str]:
+            logged = by_id.get(model_id(str(version.source)))
+            return self.version_tags(version) if logged is None else _merge_tags(version, logged)
+
+        return [read(version) for version in versions]
+
+    def search(self, query: str) -> Iterator[Any]:
+        """MLflow's entities of the agent's logged models that meet ``query``."""
+        token: str | None = None
+        while True:
+            page = self._client.search_logged_models(
+                [self._experiment.experiment_id], query, max_results=_MODELS_PER_CALL, page_token=token
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def set_tags(self, logged_id: str, tags: Mapping[str, object]) -> None:
+        """Set tags of a logged model."""
+        self._client.set_logged_model_tags(logged_id, stringify(tags))
 
     def scorecard(self, ref: ModelRef) -> Scorecard:
         """The scorecard that was logged with the model.
@@ -361,7 +418,13 @@ class Models:
             signed_files.update(files=digests(target), payload=packaging.payload(target, model.role))
 
         ref = self.log_unsigned(
-            refresh.run_id, model._replace(write=write, tags=tags, metrics=scorecard_metrics(scorecard))
+            refresh.run_id,
+            model._replace(
+                write=write,
+                tags=tags,
+                metrics=scorecard_metrics(scorecard),
+                inputs=[model_id(uri) for uri in refresh.ancestors.values()],
+            ),
         )
         logged_id = model_id(ref.uri)
         statement = Model(
@@ -380,6 +443,11 @@ class Models:
         tags = {f"descendant.{model_id(ref.uri)}": ref.name for ref in descendants}
         for ancestor in refresh.ancestors.values() if tags else ():
             self._client.set_logged_model_tags(model_id(ancestor), tags)
+
+    def _log_inputs(self, run_id: str, model_ids: Sequence[str]) -> None:
+        from mlflow.entities import LoggedModelInput
+
+        self._client.log_inputs(run_id, models=[LoggedModelInput(logged_id) for logged_id in model_ids])
 
     def _upload(self, created: Any, run_id: str, write: Callable[[Path, Any], None]) -> None:
         from mlflow.entities import LoggedModelOutput
@@ -425,6 +493,22 @@ def version_key(uri: str, ref: ModelRef) -> tuple[str | None, ...]:
     return uri, ref.name, ref.version, ref.run_id
 
 
+def _merge_tags(version: Any, logged_tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags of a version and of its logged model, which holds what programs need."""
+    if _REFRESH_RUN in version.tags:  # of an older stillhouse
+        return dict(version.tags)
+    return dict(version.tags) | _own_tags(logged_tags)
+
+
+def _own_tags(logged_tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags of a logged model without those of MLflow, of its descendants, and its signature."""
+    return {
+        key: value
+        for key, value in logged_tags.items()
+        if key not in (SIGNATURE, REGISTERED) and not key.startswith(("mlflow.", "descendant."))
+    }
+
+
 def model_id(logged_uri: str) -> str:
     """``m-…`` of ``models:/m-…``.
 
@@ -440,7 +524,8 @@ def _variant_run(variant: NewVariant, writer: packaging.VariantWriter) -> ModelR
     def write(target: Path, model: Any) -> None:
         writer.save(variant.folder, target, model)
 
-    return ModelRun(name, "variant", write, variant.params, {"variant": name}, run_metrics=variant.metrics)
+    tags = {"variant": name} | dict(variant.tags)
+    return ModelRun(name, "variant", write, variant.params, tags, run_metrics=variant.metrics, points=variant.points)
 
 
 def _lineage_tags(lineage: Lineage, ancestors: Mapping[str, str]) -> dict[str, object]:

@@ -9,6 +9,7 @@ __all__ = [
     "CERTIFICATE",
     "CONTRADICTIONS",
     "DATA_DOCS",
+    "DIFF",
     "DRIFT_FIGURE",
     "DRIFT_VERDICT",
     "EXAMINATION",
@@ -21,6 +22,7 @@ __all__ = [
     "PROOF",
     "QUESTIONS",
     "RECALIBRATION",
+    "SAME_ROWS",
     "TIMELINE_FIGURE",
     "TRADEOFF_FIGURE",
     "TRAINING_HISTORY",
@@ -28,6 +30,7 @@ __all__ = [
     "VERDICT",
     "WEIGHTS",
     "WEIGHTS_FIGURE",
+    "WHY",
     "registered_name",
 ]
 
@@ -52,6 +55,9 @@ PROOF: Final = "proof.json"
 TRADEOFF_FIGURE: Final = "figures/size_latency_quality.png"
 CERTIFICATE: Final = "certificate.json"  # everything that the gate compared
 FINAL_FIT: Final = "final_fit.json"  # certificate of the fit on all rows, which is not proved
+SAME_ROWS: Final = "same_rows.json"  # challenger and champions on the same test window
+WHY: Final = "why.md"  # why the version is champion, or not; also in the run of a version
+DIFF: Final = "diff.md"  # settings and figures against the champion; also in the run of a version
 VERDICT: Final = "verdict.json"  # decides the refresh
 
 # Artifact of a refresh run and of a watch run.

@@ -25,9 +25,11 @@ from stillhouse.registry.entries import (
     VersionEntry,
 )
 from stillhouse.registry.experiment import open_experiment
-from stillhouse.registry.models import RELEASE, SIGNATURE, Models, model_id, version_key
+from stillhouse.registry.metrics import version_tags
+from stillhouse.registry.models import REGISTERED, RELEASE, SIGNATURE, Models, model_id, version_key
 from stillhouse.registry.names import BASELINE, PROFILE, registered_name
-from stillhouse.registry.runs import Runs, artifact_cache, stringify, timestamp_now
+from stillhouse.registry.runs import Runs, artifact_cache, days_since_1970, stringify, timestamp_now
+from stillhouse.shown import escape_markdown
 from stillhouse.signing import (
     Signer,
     claimed_release_number,
@@ -49,6 +51,7 @@ _ROLLING_BACK = "rolling_back"  # JSON during a roll-back, with the keys: to, fr
 _RECORDED_CHAMPION = "recorded_champion"  # the version that stillhouse made champion last
 # tags of a version
 FINAL_FIT_OF = "final_fit_of"  # the challenger that it is the final fit of, name@version
+_CHOSEN = "chosen"  # of a logged model, and of the versions of an older stillhouse
 _PROPOSED_AT = "proposed_at"  # when it last became challenger
 _REJECTED_AT = "rejected_at"  # when a person rejected it; "" after a later promotion
 
@@ -97,8 +100,9 @@ class Registry:
     # ----------------------------------------------------------------- registering
 
     def register(self, ref: ModelRef, name: str, tags: Mapping[str, object] | None = None) -> ModelRef:
-        """Make a logged model a version of the registered model ``name``, with its own tags and ``tags``.
+        """Make a logged model a version of the registered model ``name``.
 
+        The version has the tags that a person reads, and ``tags``; what programs need are tags of the logged model.
         A logged model that is already a version is not registered again, but gets ``tags``. The version's signature
         repeats the statement that was signed when the model was logged; the stored files are not read.
         """
@@ -113,12 +117,8 @@ class Registry:
             if SIGNATURE not in version.tags:  # an earlier registration was killed before it signed
                 self._sign_version(signer, statement, version)
             return _model_ref(version)
-        own_tags = {
-            key: value
-            for key, value in logged_tags.items()
-            if key != SIGNATURE and not key.startswith(("mlflow.", "descendant."))
-        }
-        return self._create_version(name, statement, ref.run_id, own_tags | stringify(tags or {}), signer)
+        shown = version_tags(logged_tags, **(tags or {}))
+        return self._create_version(name, statement, ref.run_id, shown, signer)
 
     def publish_variants(
         self,
@@ -142,8 +142,10 @@ class Registry:
                 continue
             refs[model.ref.name] = model.ref
             if variant.version_tags is not None:  # logged just now, so no version of it can exist yet
-                tags = dict(model.tags) | stringify(variant.version_tags)
-                refs[model.ref.name] = self._create_version(self.agent, model.statement, model.ref.run_id, tags, signer)
+                shown = version_tags(model.tags, **variant.version_tags)
+                refs[model.ref.name] = self._create_version(
+                    self.agent, model.statement, model.ref.run_id, shown, signer
+                )
         return refs
 
     def _create_version(
@@ -167,6 +169,7 @@ class Registry:
                 self._ensure_registered_model(name)
                 version = create()
         self._sign_version(signer, logged, version)
+        self.models.set_tags(logged.model_id, _registered_tags(version))
         return _model_ref(version)
 
     def _sign_version(self, signer: Signer, logged: Model, version: Any) -> None:
@@ -211,8 +214,10 @@ class Registry:
         names: dict[str, list[str]] = {}
         for alias, number in sorted(self._aliases(self.agent).items()):
             names.setdefault(number, []).append(alias)
-        versions = self._all_versions(self.agent)
-        entries = [_version_entry(version, names.get(str(version.version), [])) for version in versions]
+        entries = [
+            _version_entry(version, tags, names.get(str(version.version), []))
+            for version, tags in self._all_versions_with_tags()
+        ]
         return sorted(entries, key=lambda entry: -int(entry.version))
 
     def champions(self) -> list[ModelRef]:
@@ -225,18 +230,17 @@ class Registry:
         names: dict[str, list[str]] = {}
         for alias, number in sorted(self._aliases(self.agent).items()):
             names.setdefault(number, []).append(alias)
-        chosen = self._all_versions(self.agent, "tag.chosen = 'True'")
-        released = self._all_versions(self.agent, f"tag.{RELEASE} LIKE '%'")
-        versions = {int(version.version): version for version in (*chosen, *released)}
         return [
             PoolVersion(
                 model=_model_ref(version),
-                tags=dict(version.tags),
-                aliases=tuple(names.get(str(number), ())),
+                tags=tags,
+                aliases=tuple(names.get(str(version.version), ())),
                 released=RELEASE in version.tags,
                 refused=self._refusal(version),
             )
-            for number, version in sorted(versions.items())
+            for version, tags in self._all_versions_with_tags()
+            # an older stillhouse registered other candidates too, with the tag False
+            if version.tags.get(_CHOSEN) != "False" or RELEASE in version.tags
         ]
 
     def version_of(self, refresh_id: str, variant: str) -> str:
@@ -245,27 +249,66 @@ class Registry:
         :raises RegistryError: if it does not exist.
         """
         tags = {"refresh_id": refresh_id, "variant": variant}
+
+        def is_wanted(of_model: Mapping[str, str]) -> bool:
+            return tags.items() <= of_model.items() and FINAL_FIT_OF not in of_model
+
+        logged = [model for model in self.models.search(f"tags.refresh_id = '{refresh_id}'") if is_wanted(model.tags)]
         numbers = [
-            int(version.version)
-            for version in self._all_versions(self.agent, f"tag.refresh_id = '{refresh_id}'")
-            if tags.items() <= version.tags.items() and FINAL_FIT_OF not in version.tags
+            number for model in logged if (number := self._registered_as(self.agent, f"models:/{model.model_id}"))
         ]
+        if not numbers:  # registered by an older stillhouse
+            versions = self._all_versions(self.agent, f"tag.refresh_id = '{refresh_id}'")
+            numbers = [str(version.version) for version in versions if is_wanted(version.tags)]
         if not numbers:
             raise RegistryError(f"{self.agent} has no version of variant {variant!r} from refresh {refresh_id}")
-        return str(max(numbers))
+        return max(numbers, key=int)
 
     def final_fits(self, refresh_id: str | None = None) -> dict[str, str]:
         """The challenger of each final fit, both as name@version, the oldest first; unsigned versions are left out.
 
         :param refresh_id: only of this refresh.
         """
-        condition = f"tag.{FINAL_FIT_OF} LIKE '%'" + (f" and tag.refresh_id = '{refresh_id}'" if refresh_id else "")
-        versions = sorted(self._all_versions(self.agent, condition), key=lambda version: int(version.version))
         return {
-            str(_model_ref(version)): version.tags[FINAL_FIT_OF]
-            for version in versions
-            if FINAL_FIT_OF in version.tags and SIGNATURE in version.tags
+            str(_model_ref(version)): tags[FINAL_FIT_OF]
+            for version, tags in self._all_versions_with_tags()
+            if FINAL_FIT_OF in tags and SIGNATURE in version.tags
+            if refresh_id is None or tags.get("refresh_id") == refresh_id
         }
+
+    # ----------------------------------------------------------------- figures of a version
+
+    def log_quality(self, name: str, moment: datetime, quality: float) -> None:
+        """Continue the metric ``quality`` of a version's run and logged model; a deleted version is passed over.
+
+        :param name: ``flights@7``.
+        :param moment: end of the rows that it was measured on.
+        """
+        ref = self.version(self.agent, name.rpartition("@")[2])
+        if ref is not None and ref.run_id is not None:
+            points = [(moment, days_since_1970(moment), {"quality": quality})]
+            self.runs.log(ref.run_id, points=points, model_id=model_id(self.models.logged_uri(ref)))
+
+    def log_gate(self, ref: ModelRef, metrics: Mapping[str, float]) -> None:
+        """Log what the gate compared to the run and the logged model of a version."""
+        if ref.run_id is not None:
+            self.runs.log(ref.run_id, metrics=metrics, model_id=model_id(self.models.logged_uri(ref)))
+
+    # ----------------------------------------------------------------- descriptions
+
+    def describe_version(self, version: str, text: str, *, result: str) -> None:
+        """Set the description of a version, and its tag ``result``.
+
+        :param result: what became of it, such as ``promoted``, ``refused``, ``replaced``.
+        """
+        self.client.update_model_version(self.agent, version, text)
+        self._set_version_tags(version, result=result)
+
+    def describe_champion(self, version: str, text: str) -> None:
+        """Set the description of the champion, of the registered model and of the experiment."""
+        self.describe_version(version, text, result="promoted")
+        self.client.update_registered_model(self.agent, text)
+        self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", escape_markdown(text))
 
     # ----------------------------------------------------------------- the refresh of a version
 
@@ -291,8 +334,8 @@ class Registry:
         :raises RegistryError: if a version has no baseline.
         """
         windows: dict[str, tuple[Window, ...]] = {}
-        for version in sorted(self._all_versions(self.agent), key=lambda version: -int(version.version)):
-            ref, run_id = _model_ref(version), version.tags.get("refresh_run")
+        for version, tags in reversed(self._all_versions_with_tags()):
+            ref, run_id = _model_ref(version), tags.get("refresh_run")
             if run_id is None:
                 raise RegistryError(f"{ref} belongs to no refresh, so its training window is unknown")
             _refresh_run_ids.put(version_key(self.uri, ref), run_id)
@@ -379,12 +422,27 @@ class Registry:
             self._set_alias(self.agent, aliases, "previous", replaced)
         if entity.tags.get(_REJECTED_AT):
             self._set_version_tags(version, **{_REJECTED_AT: ""})
+        self._mark_chosen(entity)
         self._release(version)  # also if the alias was moved in MLflow, which releases nothing
         self._set_alias(self.agent, aliases, "champion", version)
         self._move_ancestor_aliases(aliases)
         self._record_champion(model, version)  # last: a watch completes a promotion that was killed before
         if not keep_challenger and aliases.get("challenger") == version:
             self._set_alias(self.agent, aliases, "challenger", None)
+
+    def _mark_chosen(self, version: Any) -> None:
+        """Make the tag ``chosen`` true of a version that is promoted, whoever chose it."""
+        if version.tags.get(_CHOSEN) == "False":
+            self._set_version_tags(str(version.version), chosen="True")
+        if self.models.version_tags(version).get(_CHOSEN) == "False":
+            self.set_chosen(str(version.version), True)
+
+    def set_chosen(self, version: str, value: bool) -> None:
+        """Set the tag ``chosen`` of the logged model and of the run behind a version."""
+        entity = self._require_version(version)
+        self.models.set_tags(model_id(str(entity.source)), {_CHOSEN: value})
+        if entity.run_id:
+            self.runs.set_tags(entity.run_id, chosen=value)
 
     def promotion(self, version: str) -> tuple[ModelRef | None, str]:
         """The champion that ``version`` replaced at its last promotion, and the time of it (ISO 8601, UTC)."""
@@ -573,7 +631,7 @@ class Registry:
         ancestor_aliases = {role: self._aliases(registered_name(self.agent, role)) for role in ("teacher", "student")}
         for alias in ("champion", "previous"):
             variant = self._version(self.agent, aliases[alias]) if alias in aliases else None
-            tags = variant.tags if variant else {}
+            tags = self.models.version_tags(variant) if variant else {}
             for role, role_aliases in ancestor_aliases.items():
                 name = registered_name(self.agent, role)
                 self._set_alias(name, role_aliases, alias, self._registered_as(name, tags.get(f"lineage.{role}")))
@@ -618,6 +676,11 @@ class Registry:
         """All versions of ``name`` that meet ``condition``."""
         query = f"name = '{name}'" if condition is None else f"name = '{name}' and {condition}"
         return list(self.client.search_model_versions(query))
+
+    def _all_versions_with_tags(self) -> list[tuple[Any, dict[str, str]]]:
+        """All versions of the agent's variants with their own tags and those of their logged models, oldest first."""
+        versions = sorted(self._all_versions(self.agent), key=lambda version: int(version.version))
+        return list(zip(versions, self.models.all_version_tags(self.agent, versions), strict=True))
 
     def _registered_as(self, name: str, source: str | None) -> str | None:
         """The number of the first version of ``name`` that is the logged model ``source``."""
@@ -667,15 +730,24 @@ def _signed_again(signer: Signer, envelope: str | None) -> str | None:
         return None
 
 
-def _version_entry(version: Any, aliases: list[str]) -> VersionEntry:
-    tags = version.tags
+def _registered_tags(version: Any) -> dict[str, str]:
+    """Tags by which MLflow's pages and :meth:`Models.all_version_tags` find the version of a logged model.
+
+    A tracking server sets ``mlflow.modelVersions`` itself; with an SQL store the page would say "Not registered".
+    """
+    versions = [{"name": version.name, "version": str(version.version)}]
+    return {REGISTERED: version.name, "mlflow.modelVersions": json.dumps(versions)}
+
+
+def _version_entry(version: Any, stored: Mapping[str, str], aliases: list[str]) -> VersionEntry:
+    tags: Mapping[str, Any] = stored  # the record reads numbers from text
     return VersionEntry(
         version=str(version.version),
         aliases=tuple(aliases),
         variant=tags.get("variant", ""),
         auc=tags.get("auc"),
         measure=tags.get("measure"),
-        quality=tags.get("quality"),
+        quality=tags.get("quality") if "measure" in tags else None,  # of a final fit it is a sentence
         accuracy=tags.get("accuracy"),
         bytes=tags.get("bytes", 0),
         p50_ms=tags.get("p50_ms"),

@@ -15,31 +15,30 @@ from pydantic import ValidationError
 
 from stillhouse.config import home
 from stillhouse.errors import RegistryError
-from stillhouse.records import Certificate, Examination, Record, Verdict, Window, short_id
+from stillhouse.records import Certificate, Examination, Record, SameRows, Verdict, Window, short_id
 from stillhouse.registry.cache import Cache
 from stillhouse.registry.downloads import read_artifact
-from stillhouse.registry.entries import OpenedRefresh
+from stillhouse.registry.entries import OpenedRefresh, Points
 from stillhouse.registry.experiment import Experiment
-from stillhouse.registry.names import VERDICT
+from stillhouse.registry.names import SAME_ROWS, VERDICT
 from stillhouse.shown import escape_markdown
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["PARENT_RUN_TAG", "Content", "Points", "Runs", "artifact_cache", "stringify", "timestamp_now"]
+__all__ = ["PARENT_RUN_TAG", "Content", "Runs", "artifact_cache", "days_since_1970", "stringify", "timestamp_now"]
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 Content: TypeAlias = Union[bytes, Record, "Figure"]
 """Content of an artifact: bytes, a record (written as JSON), or a figure (in the format of the path's suffix)."""
 
-Points: TypeAlias = Sequence[tuple[datetime, int, Mapping[str, float]]]
-"""Metrics at times of the agent's life: time, step, and values by name."""
-
 PARENT_RUN_TAG = "mlflow.parentRunId"
+_RUN_NAME_TAG = "mlflow.runName"
 _MAX_ENTRIES_PER_CALL, _MAX_PARAMS_PER_CALL, _MAX_TAGS_PER_CALL = 1000, 100, 100  # MLflow's limits; metrics are entries
 _MAX_REASON = 4500  # characters; MLflow allows 5000 in a tag, and the description has a word before
+_MAX_READ_REFRESHES = 5  # newest ones; a refresh whose teacher was refused has no figures
 _DIGEST_ROWS = 1000  # together with the table versions, a digest of these rows only has to tell frames apart
 
 _artifact_roots: Cache[str] = Cache()
@@ -107,12 +106,22 @@ class Runs:
         query = f"tags.role = 'refresh' and tags.cause = '{cause}' and tags.as_of = '{as_of.isoformat()}'"
         return bool(self._search(query, max_results=1))
 
-    def log_verdict(self, run_id: str, certificate: Certificate | Examination, verdict: Verdict) -> None:
+    def log_verdict(
+        self,
+        run_id: str,
+        certificate: Certificate | Examination,
+        verdict: Verdict,
+        *,
+        name: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
         """Write ``certificate.json``, then ``verdict.json``, which decides the refresh.
 
         Call this before an alias moves, so that no model is promoted without its certificate.
 
         :param certificate: for a refused teacher its examination, written to ``examination.json``.
+        :param name: new name of the run; None: it keeps its name.
+        :param metrics: what the verdict was decided on.
         """
         self.log_record(run_id, certificate, f"{type(certificate).__name__.lower()}.json")
         self.log_record(run_id, verdict, VERDICT)
@@ -120,8 +129,9 @@ class Runs:
             "verdict": verdict.verdict_id,
             "result": verdict.result,
             "mlflow.note.content": escape_markdown(verdict.summary),
+            _RUN_NAME_TAG: name,
         }
-        self._log_batch(run_id, tags=tags)
+        self._log_batch(run_id, tags=tags, metrics=metrics)
 
     def close_refresh(self, run_id: str, *, failed: str | None = None, killed: str | None = None) -> None:
         """End the run as FINISHED, or with a reason as FAILED or KILLED; the reason becomes its description.
@@ -159,6 +169,32 @@ class Runs:
         self._client.set_terminated(run_id)  # no later event ends a watch; MLflow accepts metrics after the end
         return run_id
 
+    # ----------------------------------------------------------------- curves over all versions
+
+    def newest_same_rows(self) -> SameRows | None:
+        """The figures on the newest test window that a finished refresh has logged; None if there is none."""
+        query = "tags.role = 'refresh' and attributes.status = 'FINISHED'"
+        runs = self._search(query, order_by=["attributes.start_time DESC"], max_results=_MAX_READ_REFRESHES)
+        records = (self.read_record(run.info.run_id, SAME_ROWS, SameRows) for run in runs)
+        return next(filter(None, records), None)
+
+    def log_curves(self, moment: datetime, values: Mapping[str, float]) -> None:
+        """Add points to the one run that holds the agent's curves over all versions; the first point creates it.
+
+        :param moment: of the points; their step is its day.
+        :param values: by name of the curve, such as ``champion``; the metric is ``quality_champion``.
+        """
+        existing = self._search("tags.role = 'curves'", max_results=1)
+        if existing:
+            run_id = str(existing[0].info.run_id)
+        else:
+            note = "Quality on every new test window: at each time all models are measured on the same rows."
+            tags = {"role": "curves", "agent": self._agent, "mlflow.note.content": note}
+            run_id = self._create_run("quality of all champions over time", tags)
+            self._client.set_terminated(run_id)  # MLflow accepts metrics after the end
+        metrics = {f"quality_{name}": value for name, value in values.items()}
+        self._log_batch(run_id, points=[(moment, days_since_1970(moment), metrics)])
+
     # ----------------------------------------------------------------- contents of a run
 
     def create_nested(self, parent_id: str, name: str, tags: Mapping[str, object]) -> str:
@@ -174,6 +210,10 @@ class Runs:
     def tags(self, run_id: str) -> dict[str, str]:
         """The tags of a run."""
         return dict(self._client.get_run(run_id).data.tags)
+
+    def params(self, run_id: str) -> dict[str, str]:
+        """The parameters of a run."""
+        return dict(self._client.get_run(run_id).data.params)
 
     def set_tags(self, run_id: str, **tags: object) -> None:
         """Set tags of a run; None sets no tag."""
@@ -197,7 +237,7 @@ class Runs:
         :param files: content by artifact path, see :meth:`log_files`.
         :param metrics: metrics of step 0.
         :param history: metrics of steps 1, 2, …, such as the losses by epoch.
-        :param model_id: logged model that gets ``metrics`` too.
+        :param model_id: logged model that gets ``metrics`` and ``points`` too.
         :param run_metrics: metrics of step 0 that the run gets, but not the model.
         """
         if files:
@@ -342,7 +382,7 @@ class Runs:
             for name, value in losses.items()
         ]
         values += [
-            Metric(name, value, int(moment.timestamp() * 1000), step)
+            Metric(name, value, int(moment.timestamp() * 1000), step, model_id=model_id)
             for moment, step, levels in points
             for name, value in levels.items()
         ]
@@ -365,6 +405,15 @@ class Runs:
 def timestamp_now() -> str:
     """The current time in UTC as ISO 8601, for a tag."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def days_since_1970(moment: datetime) -> int:
+    """The step of a metric at a time of the agent's life; MLflow shows the value of the largest step.
+
+    >>> days_since_1970(datetime(2013, 5, 1, 23, tzinfo=UTC))
+    15826
+    """
+    return int(moment.timestamp() // 86_400)
 
 
 def stringify(values: Mapping[str, object]) -> dict[str, str]:

@@ -127,7 +127,13 @@ def log_watch(
                 _drift_metrics(report) | _weight_metrics(mixture) | _gain_metrics(verdict),
             ),
         ],
-        tags={"result": verdict.result, "data_docs": data.docs, "mlflow.note.content": md(verdict.summary)},
+        tags={
+            "result": verdict.result,
+            "data_docs": data.docs,
+            "mlflow.note.content": md(verdict.summary),
+            "mlflow.runName": f"{verdict.result.replace('_', ' ')} {verdict.as_of:%Y-%m-%d %H:%M} "
+            f"(watch of {report.champion})",
+        },
     )
     return run_id
 
