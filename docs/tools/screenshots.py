@@ -119,8 +119,9 @@ def start_everything() -> Iterator[None]:
         run("prefect", "work-pool", "create", "stillhouse", "--type", "process", "--overwrite", env=env)
         run("prefect", "--no-prompt", "deploy", "--all", env=env)
         stack.enter_context(started("prefect", "worker", "start", "--pool", "stillhouse", env=env))
-        cause = ["-p", "cause=a new weather feed"]
-        run("prefect", "deployment", "run", f"refresh/{AGENT}", *cause, "--watch", env=env)
+        weeks = json.loads((HOME / "demo" / AGENT / "weeks.json").read_text(encoding="utf-8"))
+        parameters = ["-p", "cause=a new weather feed", "-p", f"as_of={weeks[-1]['ending']}"]
+        run("prefect", "deployment", "run", f"refresh/{AGENT}", *parameters, "--watch", env=env)
         yield
 
 
@@ -309,11 +310,11 @@ def open_(page: Page, url: str, text: str) -> None:
 
 
 def save(page: Page, name: str) -> None:
-    """A palette of 128 colours keeps a page well below 300 kB."""
+    """A palette of 256 colours keeps a page well below 300 kB."""
     path = IMAGES / f"{name}.png"
     page.screenshot(path=path)
     with Image.open(path) as image:
-        small = image.convert("RGB").quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        small = image.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     small.save(path, optimize=True)
     print(f"{path.name}: {path.stat().st_size // 1024} kB")
 

@@ -61,7 +61,7 @@ def separate_captions(figure: Figure, captions: Sequence[Annotation]) -> None:
     figure.draw_without_rendering()
     radius = figure.dpi / 72 * 7
     frame = figure.axes[0].get_window_extent()
-    marks = figure.axes[0].transData.transform([caption.xy for caption in captions]) if captions else []
+    marks = [figure.axes[0].transData.transform(caption.xy) for caption in captions]
     occupied = [Bbox.from_extents(x - radius, y - radius, x + radius, y + radius) for x, y in marks]
     for caption in captions:
         for dy, dx in product((6, -14, 18, -26, 30, -38, 42, -50), (8, -8)):

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from stillhouse.plotting import BLUE, DISTINCT, GREEN, GREY, INK, ORANGE, PURPLE, separate_captions
@@ -35,14 +36,11 @@ def plot_tradeoff(proof: Proof) -> Figure:
     """
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     axes = figure.add_subplot()
-    captions, in_legend = [], set[str]()
+    captions = []
     cards = [proof.teacher, proof.student, *proof.variants, *([proof.champion] if proof.champion else [])]
+    roles = {card.role for card in cards}
     for card in cards:
-        label = None if card.role in in_legend else card.role
-        in_legend.add(card.role)
-        axes.scatter(
-            card.bytes, card.test.score, s=_marker_area(card), alpha=0.85, zorder=3, label=label, **_ROLES[card.role]
-        )
+        axes.scatter(card.bytes, card.test.score, s=_marker_area(card), alpha=0.85, zorder=3, **_ROLES[card.role])
         if card.role == "variant" and len(proof.variants) > _MAX_VARIANT_CAPTIONS and card.model != proof.chosen:
             continue
         position = (card.bytes, card.test.score)
@@ -60,15 +58,17 @@ def plot_tradeoff(proof: Proof) -> Figure:
         facecolors="none",
         edgecolors=INK,
         zorder=4,
-        label="chosen",
     )
     axes.set(xscale="log", xlabel="size on disk (bytes)")
     axes.set_ylabel(f"{escape_label(measure_title(chosen.test.measure))} on the test window")
     axes.xaxis.set_major_formatter(EngFormatter("B"))
+    axes.xaxis.set_minor_formatter(EngFormatter("B", places=0))
+    axes.tick_params(axis="x", which="both", labelsize=8)
     axes.margins(x=0.35, y=0.2)
     axes.grid(alpha=0.3)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=5, frameon=False)
+    handles = [Line2D([], [], ls="none", ms=7, label=role, **_ROLES[role]) for role in _ROLES if role in roles]
+    handles.append(Line2D([], [], ls="none", marker="o", ms=11, mfc="none", color=INK, label="chosen"))
+    figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=5, frameon=False)
     title = f"Put forward: {proof.why}. Area: latency, p50 of one row."
     figure.suptitle(wrap_label(title, 100), fontsize=9, color=INK)
     separate_captions(figure, captions)

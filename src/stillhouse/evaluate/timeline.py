@@ -192,8 +192,8 @@ def _draw_evidence(axes: Axes, timeline: Timeline) -> None:
         steps = sorted((step for step in timeline.steps if step.process == process), key=lambda step: step.end)
         for index, run in enumerate(_split_runs(steps)):
             powers = [max(step.log_evidence / _LN_10, _MIN_EXPONENT) for step in run]
-            name = process.replace("_", " ") if index == 0 else None
-            axes.plot(_numbers(step.end for step in run), powers, lw=1.3, label=name, **style)
+            label = process.replace("_", " ") if index == 0 else None
+            axes.plot(_numbers(step.end for step in run), powers, lw=1.3, label=label, **style)
     for index, (since, until, threshold) in enumerate(_thresholds(timeline.steps)):
         name = "threshold of one\nprocess alone" if index == 0 else None
         axes.plot(_numbers((since, until)), [threshold] * 2, color=INK, lw=1, ls=(0, (2, 2)), label=name)

@@ -132,9 +132,7 @@ def build_situation(
     :returns: None if no block is new to the champion.
     """
     settings, measure, champion = watched.settings, get_measure(watched.settings), state.champion
-    own = pool.member(champion)
-    assert own is not None
-    step = _time_between_watches(watched, as_of, own.made_at)
+    step = _time_between_watches(watched, as_of)
     block = _choose_block(step, settings.watch.block, pool.scores)
     curves = {
         member.model: _curve(pool.scores[member.model], member.shaped_until, as_of, block, measure)
@@ -144,6 +142,8 @@ def build_situation(
     if not len(curves[champion].known().times):
         return None
     payoff = settings.watch.payoff
+    own = pool.member(champion)
+    assert own is not None
     return Situation(
         now=_weeks(as_of),
         step=step / WEEK,
@@ -162,13 +162,12 @@ def build_situation(
     )
 
 
-def _time_between_watches(watched: WatchedWindow, as_of: datetime, champion_made_at: datetime) -> timedelta:
-    """The median of the last three; before the second watch the time since the champion was made."""
+def _time_between_watches(watched: WatchedWindow, as_of: datetime) -> timedelta:
+    """The median of the last three times, at least ``watch.every``."""
     results = watched.base.journal.results("watch", since=as_of - HISTORY)
-    times = sorted({time for _, time in results.values() if time <= as_of} | {as_of})
-    times = times[-4:] if len(times) > 1 else [min(champion_made_at, as_of), as_of]
+    times = sorted({time for _, time in results.values() if time <= as_of} | {as_of})[-4:]
     between = sorted(later - earlier for earlier, later in pairwise(times))
-    return max(between[len(between) // 2], watched.settings.watch.every)
+    return max([*between[len(between) // 2 :][:1], watched.settings.watch.every])
 
 
 def _choose_block(step: timedelta, pool_block: timedelta, scores: Mapping[str, Sequence[BlockScore]]) -> timedelta:

@@ -104,7 +104,9 @@ def draw_frontier(frontier: Frontier) -> Figure:
     axes.xaxis.set_minor_formatter(EngFormatter("B", places=0))
     axes.tick_params(axis="x", which="both", labelsize=8)
     axes.grid(alpha=0.3)
-    figure.colorbar(points, ax=axes, label="p50 of one row (ms)")
+    bar = figure.colorbar(points, ax=axes, label="p50 of one row (ms)").ax.yaxis
+    bar.set_major_formatter("{x:.3g}")
+    bar.set_minor_formatter("{x:.3g}")
     figure.suptitle(wrap_label(f"large: the Pareto front; ringed: {frontier.why}", 100), fontsize=9, color=INK)
     separate_captions(figure, [_caption(axes, candidate) for candidate in _list_captioned(frontier)])
     return figure
