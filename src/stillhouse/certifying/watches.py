@@ -195,7 +195,11 @@ def _compare_choice(settings: AgentConfig, record: Evidence, findings: Findings)
     if not compared:
         findings.compare(what, recorded.model_dump(mode="json"), choice.model_dump(mode="json"))
         return
-    pool_reasons = [reason.model_dump(mode="json") for reason in recorded.reasons[len(compared) :]]
-    findings.compare(f"{what}: reasons", pool_reasons, [reason.model_dump(mode="json") for reason in choice.reasons])
+    without = recorded.model_copy(update={"reasons": recorded.reasons[len(compared) :]})
+    findings.compare(
+        f"{what}: reasons",
+        without.model_dump(mode="json", include={"reasons"}),
+        choice.model_dump(mode="json", include={"reasons"}),
+    )
     action = "keep" if any(reason.failed for reason in compared) else "promote"
     findings.compare(f"{what}: what the comparisons on rows decide", recorded.action, action)

@@ -175,8 +175,8 @@ def _draw_quality(axes: Axes, timeline: Timeline) -> None:
                 **_CURVES[name],
             )
     for index, score in enumerate(timeline.teachers):
-        name = "teacher, on the test\nwindow of its refresh" if index == 0 else None
-        axes.plot(_numbers((score.start, score.end)), [score.score] * 2, color=GREEN, lw=3.5, alpha=0.75, label=name)
+        label = "teacher, on the test\nwindow of its refresh" if index == 0 else None
+        axes.plot(_numbers((score.start, score.end)), [score.score] * 2, color=GREEN, lw=3.5, alpha=0.75, label=label)
     if not axes.lines:
         text = "no outcomes of a complete block are known yet"
         axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=9, color=INK)

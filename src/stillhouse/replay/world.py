@@ -150,7 +150,8 @@ class World:
 
     def loss(self, made: Made) -> Array:
         """Mean losses in :attr:`measure` in each step, less is better, float ``[T]``; NaN as in :meth:`scores`."""
-        return self._orient(self.scores(made)[self.measure])
+        losses: Array = self._orient(self.scores(made)[self.measure])
+        return losses
 
     def known_loss(self, made: Made, decision: int) -> float:
         """Loss on the rows of the last step before ``decision`` whose outcomes are known then; NaN: none."""

@@ -321,7 +321,7 @@ def compare_for_reuse(watched: WatchedWindow, member: str, champion: str, as_of:
     :returns: None if there are too few rows.
     """
     answered = _answer_common_rows(watched, member, champion, as_of)
-    return answered and answered.compare(watched, "test", watched.settings.margins.test)
+    return None if answered is None else answered.compare(watched, "test", watched.settings.margins.test)
 
 
 def _find_slice_harm(watched: WatchedWindow, member: str, champion: str, as_of: datetime) -> Reason | None:

@@ -68,7 +68,7 @@ QUIET_RESULTS = frozenset({"no_drift", "not_enough_evidence", "cooling_down"})
 def draw_watch_figures(
     watched: WatchedWindow, verdict: Verdict, report: DriftReport | None, mixture: TeacherWeights | None
 ) -> dict[str, bytes]:
-    """The figures of the watch as PNG, by title; none for a quiet result."""
+    """The figures of the watch as PNG, by title; none for a quiet result, and a timeline if something follows."""
     if verdict.result in QUIET_RESULTS and verdict.response == "hold":
         return {}
     figures = {}
@@ -81,7 +81,7 @@ def draw_watch_figures(
     if mixture and (changes := watched.base.journal.weight_changes()):
         figures["Weights of the teachers"] = plot_teacher_weights(changes)
     drawn = {title: draw_png(figure) for title, figure in figures.items()}
-    return {"Timeline": draw_timeline(watched.base, verdict.as_of)} | drawn
+    return drawn if verdict.response == "hold" else {"Timeline": draw_timeline(watched.base, verdict.as_of)} | drawn
 
 
 def draw_timeline(base: KnowledgeBase, as_of: datetime) -> bytes:
