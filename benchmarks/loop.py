@@ -30,8 +30,8 @@ from benchmarks.report import Goal, begin
 from stillhouse import config
 
 CLAIM = (
-    "a champion that is refreshed on drift has a higher AUC than the same student never refreshed, but by less than "
-    "the goal; the year of the demo takes less than five minutes"
+    "a champion that is refreshed where it pays has a higher AUC than the same student never refreshed, but by less "
+    "than the goal"
 )
 
 MIB = 2**20
@@ -73,7 +73,8 @@ def main() -> None:
             "gain_over_never_refreshed", 0.03, "higher", [c - s for c, s in zip(champion, static, strict=True)]
         ),
         median_goal("loss_to_teacher", 0.01, "lower", [t - c for t, c in zip(teacher, champion, strict=True)]),
-        Goal("auc_champion", 0.722, "higher", statistics.mean(champion), min(champion), max(champion)),
+        Goal("auc_champion", 0.7251, "higher", statistics.mean(champion), min(champion), max(champion)),
+        median_goal("trained_responses", 7, "lower", [year.summary["refreshes"] for year in years]),
         median_goal("auc_static_over_spike", 0.684, "higher", static),
         median_goal("teacher_bytes_per_champion_byte", 10, "higher", [year.smallest_ratio for year in years]),
         median_goal("refused_by_the_gate", 1, "higher", [year.summary["refused"] for year in years]),
