@@ -164,7 +164,7 @@ class StoredWorld:
         losses, known = pickle.loads(scores.read_bytes()) if scores.exists() else ({}, {})  # noqa: S301  our own file
         log_probs = {Made(step): np.load(self._file(step)).astype(np.float32) for step in range(self.history.steps)}
         count = len(losses) + len(known)
-        result = play(World(self.history, STUDENTS[self.student], _log_probs=log_probs, _losses=losses, _known=known))
+        result = play(World(self.history, STUDENTS[self.student], _log_probs=log_probs, _scores=losses, _known=known))
         if len(losses) + len(known) > count:
             content = pickle.dumps((losses, known))
             _replace(scores, lambda partial: partial.write_bytes(content))

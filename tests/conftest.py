@@ -174,6 +174,13 @@ def homes(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> HomeC
 
 
 @pytest.fixture
+def final_fit(agents: Path) -> None:
+    """Lets a refresh of the toy register a final fit, too: a second version."""
+    file = agents / "toy.yaml"
+    file.write_text(file.read_text().replace(", final_fit: never", ""))
+
+
+@pytest.fixture
 def toy_base(agents: Path, homes: HomeCache) -> Callable[..., KnowledgeBase]:
     """``toy_base(24)``: the toy's knowledge base on day 24, with its first champion of day 20.
 

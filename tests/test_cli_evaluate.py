@@ -24,6 +24,7 @@ from tests.flows import toy
 def run(
     tmp_path: Path,
     agents: Path,
+    final_fit: None,
     toy_base: Callable[..., KnowledgeBase],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

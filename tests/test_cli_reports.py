@@ -20,6 +20,7 @@ from tests.command import Command, command
 def run(
     tmp_path: Path,
     agents: Path,
+    final_fit: None,
     toy_base: Callable[..., KnowledgeBase],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -161,7 +161,7 @@ def test_kept_teacher_labels_only_new_rows(toy_base, day) -> None:
     )
 
 
-def test_promotion_and_rollback_by_hand(toy_base) -> None:
+def test_promotion_and_rollback_by_hand(final_fit, toy_base) -> None:
     base = toy_base()
     champion = open_registry("toy").champion()
     other = next(v.version for v in open_registry("toy").versions() if v.version != champion.version)
@@ -212,7 +212,7 @@ def test_a_person_decides_about_the_waiting_challenger(day, agents: Path, announ
     assert announced == ["stillhouse.awaiting_approval", "stillhouse.rejected", "stillhouse.promoted"]
 
 
-def test_a_watch_records_a_champion_that_was_moved_by_hand(toy_base, day, announced: list[str]) -> None:
+def test_a_watch_records_a_champion_that_was_moved_by_hand(final_fit, toy_base, day, announced: list[str]) -> None:
     base, registry = toy_base(24), open_registry("toy")
     champion = registry.champion()
     other = next(v.version for v in registry.versions() if v.version != champion.version)

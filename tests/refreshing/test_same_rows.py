@@ -112,7 +112,7 @@ def test_figures_of_a_window_of_its_own_say_so(story: Story) -> None:
 def test_status_compares_on_the_same_rows(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
     app(["status", "toy"], standalone_mode=False)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "the same rows: " in printed and story.registry.runs.newest_same_rows().window.dates in printed
+    assert "same rows: " in printed and story.registry.runs.newest_same_rows().window.dates in printed
 
 
 # --------------------------------------------------------------------------- why is this version champion?

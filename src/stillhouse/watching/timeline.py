@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
-from itertools import pairwise
 
 import numpy as np
 
@@ -75,7 +74,7 @@ def list_cooldowns(base: KnowledgeBase, start: datetime, end: datetime) -> tuple
 
 
 def _list_reigns(switches: Sequence[Switch], start: datetime, end: datetime) -> tuple[Reign, ...]:
-    ends = [*(later.as_of for _, later in pairwise(switches)), end]
+    ends = [*(later.as_of for later in switches[1:]), end][: len(switches)]
     reigns = (Reign(s.champion, max(s.as_of, start), until) for s, until in zip(switches, ends, strict=True))
     return tuple(reign for reign in reigns if reign.end > start)
 
