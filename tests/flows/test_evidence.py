@@ -47,6 +47,7 @@ def watch_daily(day, first: int, last: int, watch=watch):
     return verdicts
 
 
+@pytest.mark.slow
 def test_failing_teacher_is_detected_and_renewed(day, base: KnowledgeBase) -> None:
     calm = watch_daily(day, 21, 24)
     assert {verdict.response for verdict in calm} == {"hold"}

@@ -188,7 +188,7 @@ def test_refused_challenger_keeps_the_champion(toy_base, day, agents: Path) -> N
     assert open_registry("toy").champion() == champion
 
 
-def test_a_person_decides_about_the_waiting_challenger(day, agents: Path, announced: list[str]) -> None:
+def test_a_person_decides_about_the_waiting_challenger(final_fit, day, agents: Path, announced: list[str]) -> None:
     text = (agents / "toy.yaml").read_text()
     (agents / "toy.yaml").write_text(text.replace("promotion: {", "promotion: {approval: manual, "))
     live.fn("toy", day(0), day(20))
@@ -197,7 +197,9 @@ def test_a_person_decides_about_the_waiting_challenger(day, agents: Path, announ
     challenger = open_registry("toy").challenger()
     page = artifacts()["refresh-toy"]
     assert page.index("## Approve or reject") < page.index("## Models") and f"**{challenger}** passed" in page
-    assert f"promote --agent toy --version {challenger.version} --action approve" in page and "](http" not in page
+    assert (
+        f"promote --agent toy --version {challenger.version} --action approve" in page and "/deployments/" not in page
+    )
     rejected = promote(agent="toy", action="reject", reason="not yet", by="ada")
     assert rejected.result == "rejected" and open_registry("toy").challenger() is None
     with pytest.raises(RegistryError, match="no version of agent 'toy' waits for approval"):

@@ -77,6 +77,7 @@ def test_watch_reads_its_window_once(day) -> None:
     assert times["knowledge"] <= 2 and times["teacher"] <= 1
 
 
+@pytest.mark.slow
 def test_both_verdicts_record_a_skipped_contract(day) -> None:
     bootstrap(day)
     ingest("toy", day(20), day(24))

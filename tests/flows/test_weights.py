@@ -149,6 +149,7 @@ def require_weights_published() -> None:
     assert any("## Weights of the teachers" in str(text) and "contradict each other" in str(text) for text in page)
 
 
+@pytest.mark.slow
 def test_kept_teacher_is_weighted_again_and_asked_no_question_twice(
     toy_base: Callable[..., KnowledgeBase], day: Callable[[int], Any], agents: Path
 ) -> None:

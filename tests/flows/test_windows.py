@@ -37,6 +37,7 @@ def window_reason(verdict: Verdict) -> str:
     return reason.text
 
 
+@pytest.mark.slow
 def test_sampled_window_since_the_promotion(toy_base, day, agents: Path) -> None:
     set_current_window(agents, "since_promotion, sample: 200")
     base = toy_base(24)

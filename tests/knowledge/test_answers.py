@@ -260,6 +260,7 @@ def run_watch_and_refresh(kb: KnowledgeBase, day: int) -> None:
     assert kb.newest_observed_at() == now - timedelta(hours=1) and kb.has_observations(now - DAY, now)
 
 
+@pytest.mark.slow
 def test_ten_times_the_history_reads_no_more_rows_and_files(tmp_path: Path) -> None:
     costs = []
     for days in (6, 60):
