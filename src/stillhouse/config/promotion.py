@@ -108,7 +108,7 @@ class Promotion(Section):
         description="rows observed in the same interval of this length count as one piece of evidence; 0s: each row",
     )
     slices: tuple[str, ...] = Field(
-        default=(), description="category columns; each of their values is judged separately"
+        default=(), description="category columns; each of their values is judged separately, by gate and pool"
     )
     slice_margin: float | None = Field(
         default=None,
