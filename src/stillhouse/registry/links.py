@@ -24,6 +24,8 @@ class Links(NamedTuple):
     '#/models/flights/versions/7?workflowType=machine_learning'
     >>> Links.of("sqlite:///mlflow.db", "1").run("abc", "why.md")
     'http://127.0.0.1:5000/#/experiments/1/runs/abc/artifacts/why.md?workflowType=machine_learning'
+    >>> Links("", "1").run("abc", "why.md")
+    '?run=abc#/experiments/1/runs/abc/artifacts/why.md?workflowType=machine_learning'
     """
 
     base: str
@@ -37,9 +39,14 @@ class Links(NamedTuple):
         return cls(f"{without_credentials(tracking_uri).rstrip('/') if is_server else LOCAL_ADDRESS}/", experiment_id)
 
     def run(self, run_id: str, artifact: str = "") -> str:
-        """The page of a run, or of one of its artifacts."""
+        """The page of a run, or of one of its artifacts.
+
+        Inside of MLflow's pages, a query before the fragment makes a link to an artifact load the page anew, in another
+        tab: a page of artifacts that goes over to another run says "No Artifacts Recorded" (MLflow 3.17.2).
+        """
         below = f"/artifacts/{quote(artifact)}" if artifact else ""
-        return self._page(f"experiments/{self.experiment_id}/runs/{quote(run_id)}{below}")
+        page = self._page(f"experiments/{self.experiment_id}/runs/{quote(run_id)}{below}")
+        return f"?run={quote(run_id)}{page}" if artifact and not self.base else page
 
     def runs(self, query: str = "") -> str:
         """The table of the experiment's runs, with a query in its search box."""
