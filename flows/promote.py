@@ -45,5 +45,7 @@ def promote(
         else:
             verdict = promoting.promote_version(agent, version, reason, by)
         reporting.publish_promotion(verdict)
+        if verdict.result != "rejected":
+            reporting.publish_champion(verdict)
         events.announce_verdict(verdict)
     return conclude_verdict("promote", verdict)

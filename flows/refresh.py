@@ -69,6 +69,8 @@ def _answer(request: RefreshRequest) -> Verdict:
         refreshing.settle(job, verdict)
         events.announce_verdict(verdict)
     reporting.publish_timeline(verdict, job.run_id)
+    if verdict.result == "promoted":
+        reporting.publish_champion(verdict)
     return verdict
 
 

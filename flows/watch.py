@@ -43,6 +43,7 @@ def watch(
         events.announce_verdict(completed)
     if moved_by_hand := promoting.record_unrecorded_champion(agent, as_of):
         events.announce_verdict(moved_by_hand)
+        reporting.publish_champion(moved_by_hand)
     now, window = watching.open_window(agent, as_of)
     data = watching.check_data(agent, window)
     cost = watching.gather_evidence(agent, now, data)
@@ -53,6 +54,8 @@ def watch(
     verdict = watching.decide_response(agent, now, data, report, cost, reckoning, choice, pool)
     if promotion := watching.carry_out_choice(data, verdict):
         reporting.publish_promotion(promotion)
+        if promotion.result in ("promoted", "rolled_back"):
+            reporting.publish_champion(promotion)
         events.announce_verdict(promotion)
     reporting.publish_watch(verdict, data, report, mixture)
     if verdict.refresh_mode is not None:

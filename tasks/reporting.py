@@ -7,7 +7,7 @@ from prefect.artifacts import create_markdown_artifact
 from data_checks.report import markdown
 from stillhouse.champion import open_registry
 from stillhouse.config import load
-from stillhouse.explaining import format_promotion_page
+from stillhouse.explaining import format_champion_page, format_promotion_page
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.pages import embed_png, format_line, insert_after_heading
 from stillhouse.records import DataReport, DriftReport, Refresh, TeacherWeights, Verdict
@@ -18,9 +18,9 @@ from stillhouse.registry import names
 from stillhouse.watching.publishing import draw_timeline, draw_watch_figures, format_watch_page, log_watch
 from stillhouse.watching.window import get_window
 from tasks.common import artifact_key, engine_task
-from tasks.forms import format_approval
+from tasks.forms import format_approval, link_answers, link_artifact
 
-__all__ = ["publish_promotion", "publish_refresh", "publish_timeline", "publish_watch"]
+__all__ = ["publish_champion", "publish_promotion", "publish_refresh", "publish_timeline", "publish_watch"]
 
 
 @engine_task("publish")
@@ -32,6 +32,8 @@ def publish_watch(
     figures = draw_watch_figures(watched, verdict, report, mixture)
     run_id = log_watch(watched, verdict, data, report, figures, mixture) if report else None
     page = format_watch_page(watched, verdict, data, markdown(data), report, mixture, figures, run_id)
+    if champion := link_artifact("champion", verdict.agent, "Who is champion, why, and how to go back"):
+        page = insert_after_heading(page, champion)
     create_markdown_artifact(page, key=artifact_key("watch", verdict.agent), description=format_line(verdict))
 
 
@@ -54,6 +56,18 @@ def publish_timeline(verdict: Verdict, run_id: str | None = None) -> None:
         open_registry(verdict.agent).runs.log_files(run_id, {names.TIMELINE_FIGURE: image})
     page = f"# {verdict.agent}\n\n{embed_png(image, 'champions, quality, evidence, responses and gains over time')}"
     create_markdown_artifact(page, key=artifact_key("timeline", verdict.agent), description=format_line(verdict))
+
+
+@engine_task("publish champion")
+def publish_champion(verdict: Verdict) -> None:
+    """Publish who is champion, since when, and where to find why, what changed, how good it is and how to go back.
+
+    :param verdict: that has changed the champion.
+    """
+    registry = open_registry(verdict.agent)
+    if page := format_champion_page(registry, link_answers(verdict.agent)):
+        line = f"{registry.champion()} since {verdict.as_of:%Y-%m-%d %H:%M} UTC"
+        create_markdown_artifact(page, key=artifact_key("champion", verdict.agent), description=line)
 
 
 @engine_task("publish")

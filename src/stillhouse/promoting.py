@@ -18,7 +18,7 @@ from pydantic import JsonValue
 from stillhouse import config
 from stillhouse.champion import open_registry
 from stillhouse.errors import RegistryError, SignatureError, WindowError
-from stillhouse.explaining import explain_change
+from stillhouse.explaining import escape_description, explain_change
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.locks import refresh_lock
 from stillhouse.records import ModelRef, Reason, Verdict, VerdictResult, short_id
@@ -103,7 +103,7 @@ def reject(agent: str, reason: str, by: str = "", version: int | None = None) ->
         key=(challenger, champion, proposed_at),
         evidence={"challenger": str(challenger), "before": str(champion) if champion else None, "by": user},
     )
-    registry.describe_version(str(challenger.version), escape_line(verdict.summary), result="rejected")
+    registry.describe_version(str(challenger.version), escape_description(verdict.summary), result="rejected")
     registry.reject(str(challenger.version))  # last: after a kill the next call finds the challenger again
     return verdict
 

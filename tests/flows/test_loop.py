@@ -84,6 +84,7 @@ def test_drift_is_detected_and_a_new_champion_promoted(day) -> None:
     shown = artifacts()
     assert "data:image/png" in shown["timeline-toy"] and registry.runs.read_file(run, "figures/timeline.png")
     assert "teacher failing" in shown["watch-toy"]
+    assert f"{champion} is champion since " in shown["champion-toy"] and "| What changed? | [" in shown["champion-toy"]
     assert "| a |" in shown["watch-toy"] and "int8" in shown["refresh-toy"] and "units50" in shown["refresh-toy"]
 
 
@@ -196,7 +197,7 @@ def test_a_person_decides_about_the_waiting_challenger(final_fit, day, agents: P
     assert verdict.result == "awaiting_approval" and open_registry("toy").champion() is None
     challenger = open_registry("toy").challenger()
     page = artifacts()["refresh-toy"]
-    assert page.index("## Approve or reject") < page.index("## Models") and f"**{challenger}** passed" in page
+    assert page.index("## Approve or reject") < page.index("## Reasons") and f"**{challenger}** passed" in page
     assert (
         f"promote --agent toy --version {challenger.version} --action approve" in page and "/deployments/" not in page
     )
@@ -223,6 +224,7 @@ def test_a_watch_records_a_champion_that_was_moved_by_hand(final_fit, toy_base, 
     (moved,) = base.journal.verdicts("promotion")
     assert (moved.result, moved.reasons[0].text, moved.as_of) == ("promoted", "moved in MLflow by hand", day(24))
     assert registry.previous() == champion and announced == ["stillhouse.promoted"]
+    assert "moved in MLflow by hand (since " in artifacts()["champion-toy"]
     watch(agent="toy", as_of=day(24))
     assert base.journal.verdicts("promotion") == [moved]
     assert promote(agent="toy", action="rollback").result == "rolled_back" and registry.champion() == champion

@@ -138,7 +138,10 @@ def test_descriptions_say_in_one_sentence_who_is_champion(story: Story) -> None:
     assert version.description.startswith(sentence) and f"of toy@{previous.version} on the " in version.description
     assert registry.client.get_registered_model("toy").description == version.description
     note = registry.client.get_experiment(registry.experiment_id).tags["mlflow.note.content"]
-    assert note.startswith(f"toy&#64;{champion.version} is champion")
+    assert note == version.description
+    questions = ("Why?", "What changed?", "Is it still good?", "How to go back?")
+    assert all(f"{question} " in version.description for question in questions)
+    assert f"#/experiments/{registry.experiment_id}/runs/{champion.run_id}/artifacts/why.md?" in version.description
     replaced = registry.client.get_model_version("toy", previous.version)
     assert "was champion until" in replaced.description and replaced.tags["result"] == "replaced"
 

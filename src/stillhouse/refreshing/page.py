@@ -31,7 +31,8 @@ def format_refresh_page(job: Refresh, verdict: Verdict, base: KnowledgeBase, reg
     frontier = registry.runs.read_record(job.run_id, names.FRONTIER, Frontier)
     parts = [
         format_heading(verdict),
-        f"Started by **{job.trigger}** ({md(job.cause)}); trained on {job.train}, judged on {job.test}.",
+        f"Started by **{job.trigger}** ({md(job.cause)}); trained on {job.train.dates}, judged on {job.test.dates}.",
+        "## Reasons",
         format_reasons(verdict.reasons),
         *(_format_proof(proof, frontier, registry.runs.read_file(job.run_id, names.TRADEOFF_FIGURE)) if proof else []),
         *(

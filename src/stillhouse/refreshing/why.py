@@ -7,15 +7,15 @@ from urllib.parse import quote
 
 from stillhouse.evaluate.comparing import lower_bound
 from stillhouse.evaluate.gate import bound_confidence
-from stillhouse.explaining import describe_change, format_why
+from stillhouse.explaining import describe_change, escape_description, format_figures, format_why
 from stillhouse.pages import format_table
 from stillhouse.quality import measure_title
-from stillhouse.records import Certificate, Comparison, ModelRef, Proof, SameRows, Scorecard, Verdict
+from stillhouse.records import Comparison, ModelRef, Proof, SameRows, Scorecard, Verdict
 from stillhouse.refreshing.session import Session
 from stillhouse.registry import names
 from stillhouse.registry.links import Links
 from stillhouse.registry.runs import Content
-from stillhouse.shown import escape_code, escape_line
+from stillhouse.shown import escape_code
 from stillhouse.shown import escape_markdown as md
 
 __all__ = ["format_diff", "publish_why", "summarize_refresh"]
@@ -32,12 +32,12 @@ def publish_why(session: Session, verdict: Verdict, version: ModelRef | None) ->
     proof = registry.runs.read_record(job.run_id, names.PROOF, Proof)
     same_rows = registry.runs.read_record(job.run_id, names.SAME_ROWS, SameRows)
     sentence = summarize_refresh(verdict, version, proof, same_rows)
-    figures = [*_format_same_rows(same_rows), *_format_comparisons(proof.certificate)] if proof and same_rows else []
+    figures = format_figures(proof, same_rows)
     title = f"Why {version or 'this refresh'} {_TITLES.get(verdict.result, verdict.result.replace('_', ' '))}"
     page = format_why(registry, title, sentence, verdict, version, figures, _list_links(session, proof))
     files: dict[str, Content] = {names.WHY: page.encode()}
     if proof is not None and proof.champion is not None:
-        files[names.DIFF] = format_diff(session, proof).encode()
+        files[names.DIFF] = format_diff(session, proof, str(version or proof.chosen)).encode()
     registry.runs.log_files(job.run_id, files)
     if version is None:
         return
@@ -48,7 +48,9 @@ def publish_why(session: Session, verdict: Verdict, version: ModelRef | None) ->
         replaced = registry.version(job.agent, before.rpartition("@")[2]) if before else None
         describe_change(registry, verdict, version, replaced, sentence)
     else:
-        registry.describe_version(str(version.version), escape_line(sentence), result=verdict.result.replace("_", " "))
+        registry.describe_version(
+            str(version.version), escape_description(sentence), result=verdict.result.replace("_", " ")
+        )
 
 
 _TITLES = {
@@ -84,13 +86,16 @@ def summarize_refresh(
     )
 
 
-def format_diff(session: Session, proof: Proof) -> str:
-    """Settings and figures of the challenger against the champion, as Markdown; equal settings are left out."""
+def format_diff(session: Session, proof: Proof, challenger: str) -> str:
+    """Settings and figures of the challenger against the champion, as Markdown; equal settings are left out.
+
+    :param challenger: what it is called on the page.
+    """
     assert proof.champion is not None  # as checked by the caller
     registry, name = session.registry, proof.champion.model
     champion = registry.version(session.agent, name.rpartition("@")[2])  # the session's may be the new one by now
-    parts = [f"# {md(proof.chosen)} against {md(name)}", "## Figures on the same rows"]
-    header = f"| figure | {md(name)} | {md(proof.chosen)} | difference |"
+    parts = [f"# {md(challenger)} against {md(name)}", "## Figures on the same rows"]
+    header = f"| figure | {md(name)} | {md(challenger)} | difference |"
     parts.append(format_table(header, list(_list_figures(proof.champion, proof.certificate.challenger))))
     run_id = registry.models.tags(champion).get("refresh_run") if champion is not None else None
     before = registry.runs.params(run_id) if run_id is not None else {}
@@ -101,7 +106,7 @@ def format_diff(session: Session, proof: Proof) -> str:
         if before.get(key) != now.get(key)
     ]
     parts.append("## Settings that differ")
-    parts.append(format_table(f"| setting | {md(name)} | {md(proof.chosen)} |", rows) if rows else "None.")
+    parts.append(format_table(f"| setting | {md(name)} | {md(challenger)} |", rows) if rows else "None.")
     if champion is not None:
         baseline, job = registry.baseline(champion), session.job
         data = [
@@ -109,7 +114,7 @@ def format_diff(session: Session, proof: Proof) -> str:
             f"| test window | {md(baseline.test.dates)} | {md(job.test.dates)} |",
             f"| mode | {md(registry.refresh_mode(champion))} | {md(job.mode)} |",
         ]
-        parts += ["## Data", format_table(f"| data | {md(name)} | {md(proof.chosen)} |", data)]
+        parts += ["## Data", format_table(f"| data | {md(name)} | {md(challenger)} |", data)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -141,25 +146,6 @@ def _list_figures(champion: Scorecard, challenger: Scorecard) -> Iterator[str]:
         if before is not None and now is not None:
             form = "," if name == "bytes" else ".4f"
             yield f"| {md(name)} | {before:{form}} | {now:{form}} | {now - before:+{form}} |"
-
-
-def _format_same_rows(same_rows: SameRows) -> list[str]:
-    rows = [f"| {one.role.replace('_', ' ')} | {md(one.model)} | {one.quality:.4f} |" for one in same_rows.models]
-    heading = f"| role | model | {md(measure_title(same_rows.measure))} |"
-    where = f"All on the same {same_rows.rows:,} rows, {same_rows.window.dates}; {same_rows.better} is better."
-    return ["## Figures on the same rows", where, format_table(heading, rows)]
-
-
-def _format_comparisons(certificate: Certificate) -> list[str]:
-    """Every comparison of the gate, by window and slice; empty for a first champion."""
-    confidence = bound_confidence(certificate)
-    rows = [
-        f"| {md(one.window)} | {md(measure_title(one.measure))} | {one.rows:,} | {one.challenger:.4f} "
-        f"| {one.champion:.4f} | {one.difference:+.4f} | {lower_bound(one, confidence):+.4f} | {one.margin:.4g} |"
-        for one in certificate.comparisons
-    ]
-    header = "| rows | measure | number | challenger | champion | difference | at least | allowed loss |"
-    return ["## What the gate compared", format_table(header, rows)] if rows else []
 
 
 def _list_links(session: Session, proof: Proof | None) -> dict[str, str]:

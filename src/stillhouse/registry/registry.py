@@ -29,7 +29,6 @@ from stillhouse.registry.metrics import version_tags
 from stillhouse.registry.models import REGISTERED, RELEASE, SIGNATURE, Models, model_id, version_key
 from stillhouse.registry.names import BASELINE, PROFILE, registered_name
 from stillhouse.registry.runs import Runs, artifact_cache, days_since_1970, stringify, timestamp_now
-from stillhouse.shown import escape_markdown
 from stillhouse.signing import (
     Signer,
     claimed_release_number,
@@ -305,10 +304,17 @@ class Registry:
         self._set_version_tags(version, result=result)
 
     def describe_champion(self, version: str, text: str) -> None:
-        """Set the description of the champion, of the registered model and of the experiment."""
+        """Set the description of the champion, of the registered model and of the experiment.
+
+        :param text: Markdown, whose first lines MLflow's lists show as they are.
+        """
         self.describe_version(version, text, result="promoted")
         self.client.update_registered_model(self.agent, text)
-        self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", escape_markdown(text))
+        self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", text)
+
+    def read_description(self, ref: ModelRef) -> str:
+        """The description of a version as Markdown; empty if it has none."""
+        return str(self.client.get_model_version(ref.name, str(ref.version)).description or "")
 
     # ----------------------------------------------------------------- the refresh of a version
 

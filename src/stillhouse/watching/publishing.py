@@ -152,7 +152,7 @@ def format_watch_page(
 
     :param checks: the report of the data checks, as Markdown.
     """
-    parts = [format_heading(verdict), format_reasons(verdict.reasons), format_reckoning(verdict)]
+    parts = [format_heading(verdict), "## Reasons", format_reasons(verdict.reasons), format_reckoning(verdict)]
     parts += [f"## {title}\n\n{embed_png(image, title)}" for title, image in figures.items()]
     if report is not None:
         parts += ["## Columns", _format_columns(report), format_slices(report.slices)]
