@@ -45,7 +45,7 @@ imports: install  ## check the import rules between packages
 tests: install  ## run the tests that are not slow, in two processes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
-test-slow: install  ## run the slow tests: the demo killed and resumed, a real Prefect server with a worker
+test-slow: install .venv-screens/.installed  ## run the slow tests: killed demos, a real Prefect server, both interfaces in chromium
 	@$(BIN)/python -m pytest -m slow
 
 test-endpoint: install .venv-peers/endpoint/.installed  ## test the endpoint teacher against a real language model on loopback (200 MB, once)

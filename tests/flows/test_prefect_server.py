@@ -88,11 +88,11 @@ class Server:
         return (self.folder / f"{name}.log").read_text()[-3000:]
 
     @contextmanager
-    def running(self, name: str, *arguments: str) -> Iterator[None]:
+    def running(self, name: str, *arguments: str, program: str = "prefect") -> Iterator[None]:
         """Run ``prefect <arguments>`` in its own process group, which is ended with all its processes."""
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                [str(BIN / "prefect"), *arguments],
+                [str(BIN / program), *arguments],
                 env=self.environment,
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
@@ -116,11 +116,31 @@ class Server:
         (self.folder / "prefect").mkdir()
         port = self.url.rpartition(":")[2]
         with self.running("server", "server", "start", "--host", "127.0.0.1", "--port", port):
-            deadline = time.monotonic() + 180
-            while not _answers(f"{self.url}/api/health"):
-                assert time.monotonic() < deadline, (self.folder / "server.log").read_text()
-                time.sleep(0.5)
+            self._wait_for(f"{self.url}/api/health", "server")
             yield
+
+    @contextmanager
+    def mlflow(self) -> Iterator[str]:
+        """Run MLflow's server on the store of the home, and name it to all that is run; yields its address."""
+        store, port = self.folder / "home" / "mlflow", _free_port()
+        store.mkdir(parents=True, exist_ok=True)
+        self.environment |= {
+            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        }
+        at = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        kept = ["--backend-store-uri", f"sqlite:///{store}/mlflow.db", "--artifacts-destination", f"{store}/artifacts"]
+        with self.running("mlflow", "server", *at, *kept, program="mlflow"):
+            self._wait_for(f"http://127.0.0.1:{port}/health", "mlflow")
+            yield f"http://127.0.0.1:{port}"
+
+    def _wait_for(self, url: str, name: str) -> None:
+        deadline = time.monotonic() + 180
+        while not _answers(url):
+            assert time.monotonic() < deadline, self.logs_of(name)
+            time.sleep(0.5)
 
     def python(self, code: str) -> str:
         """Run Python code that uses this server."""
