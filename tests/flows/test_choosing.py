@@ -53,6 +53,7 @@ def test_training_rows_include_rows_without_an_outcome(half: None, day) -> None:
     assert RefreshData(base, window, day(14)).read_training_rows(window).frame.equals(labelled)
 
 
+@pytest.mark.slow
 def test_half_of_the_rows_are_asked_about_and_a_resumed_run_asks_the_same_half(
     half: None, day, monkeypatch: pytest.MonkeyPatch
 ) -> None:

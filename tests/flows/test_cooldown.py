@@ -25,6 +25,7 @@ def find_answer(cause: str, as_of):
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
+@pytest.mark.slow
 def test_alarm_is_answered_once_while_the_clock_stands_still(toy_base, day, agents: Path) -> None:
     """Two watches without new data start one refresh; its refused challenger closes the alarm."""
     base = toy_base(28)

@@ -34,6 +34,7 @@ def base(day, agents: Path) -> KnowledgeBase:
     return KnowledgeBase(load("toy"))
 
 
+@pytest.mark.slow
 def test_training_window_of_a_champion_reads_identically_after_upkeep(base: KnowledgeBase, day) -> None:
     refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     for first in range(20, 50, 5):

@@ -20,6 +20,7 @@ from stillhouse.watching.window import get_window, open_window
 from tests.flows import toy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{"teacher": "keep"}, {"mode": "update"}, {"mode": "recalibrate"}])
 def test_fetched_models_may_be_deleted_between_calls(toy_base, day, more: dict[str, str]) -> None:
     toy_base(24)

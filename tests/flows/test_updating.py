@@ -79,6 +79,7 @@ def new_action(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toy, "HISTORY", rows)
 
 
+@pytest.mark.slow
 def test_a_new_action_is_learned_and_the_others_are_kept(day, agents: Path, new_action: None) -> None:
     ingest("toy", day(0), day(20))
     refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")

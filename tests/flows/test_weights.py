@@ -59,6 +59,7 @@ def share(base: KnowledgeBase, name: str, job: str | None = None) -> list[float]
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 def test_failing_teacher_loses_weight_and_the_student_follows_the_other(
     day: Callable[[int], Any], agents: Path

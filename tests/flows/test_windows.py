@@ -61,6 +61,7 @@ def test_sampled_window_since_the_promotion(toy_base, day, agents: Path) -> None
     assert open_window("toy", promoted.as_of + pd.Timedelta(hours=1))[1].start == promoted.as_of
 
 
+@pytest.mark.slow
 def test_window_of_the_newest_rows(toy_base, day, agents: Path) -> None:
     set_current_window(agents, "{rows: 300}")
     base = toy_base(24)

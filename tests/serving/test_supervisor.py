@@ -204,6 +204,7 @@ def test_a_killed_worker_is_replaced_and_no_acknowledged_decision_is_lost(promot
     assert set(acknowledged) <= set(stored)
 
 
+@pytest.mark.slow
 def test_workers_end_when_the_supervisor_is_killed(promoted: Installation) -> None:
     with start_server() as (process, address):
         wait_until(lambda: httpx.get(f"{address}/healthz").status_code == 200)
