@@ -225,13 +225,16 @@ def test_the_loop_on_a_server_with_a_worker(server: Server, monkeypatch: pytest.
 
 
 def _write_sensitive_agent(folder: Path) -> None:
-    """Write an agent file for flights that detects drift every week, trains quickly, and promotes easily."""
+    """Write an agent file for flights that detects drift every week, trains quickly, and promotes easily.
+
+    Each drift leads to a refresh: the policy weighs no gains, and the pool has no final fit to offer instead.
+    """
     settings = yaml.safe_load((ROOT / "agents" / "flights.yaml").read_text(encoding="utf-8"))
     settings["windows"] |= {"train": "4w"}
-    settings["watch"] |= {"thresholds": {"psi": 0.01}, "cooldown": "0d"}
-    settings["distillation"] |= {"epochs": 2, "folds": 2}
+    settings["watch"] |= {"policy": "alarms", "thresholds": {"psi": 0.01}, "cooldown": "0d"}
+    settings["distillation"] |= {"epochs": 4, "folds": 2}
     settings["compression"] = {"recipes": [{"method": "fp32"}, {"method": "int8_dynamic"}], "search": None}
-    settings["promotion"] = {"non_inferiority_margin": 0.5, "slice_margin": 0.5}
+    settings["promotion"] = {"non_inferiority_margin": 0.5, "slice_margin": 0.5, "final_fit": "never"}
     folder.mkdir()
     (folder / "flights.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
 

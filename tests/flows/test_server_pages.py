@@ -19,7 +19,7 @@ __all__ = ["webhook"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 RUN = """
-import os, sys
+import os, time
 from prefect import flow
 from prefect.events.worker import EventsWorker
 from tasks.endings import conclude_verdict, name_run
@@ -28,7 +28,8 @@ from tests.flows.test_notifications import verdict
 @flow(name="promote", flow_run_name=name_run)
 def promote(agent: str, dies: bool):
     if dies:
-        EventsWorker.instance().drain()  # the heartbeat that every run begins with
+        time.sleep(5)  # a thread of its own emits the heartbeat that every run begins with
+        EventsWorker.instance().drain()
         os._exit(0)  # as if killed: nothing tells the server
     return conclude_verdict("promote", verdict("awaiting_approval"))
 
