@@ -155,6 +155,15 @@ MEANING = {
     "promoted_at_twice": "the same share for challengers that are worse by twice the margin",
     "as_good_promoted": "share of challengers promoted that are as good as the champion (1,000 rows, 5 actions, 5 % "
     "disagreement; 95 % interval)",
+    "pool_reigns_with_a_member_worse_by_the_margin": "pool: reigns in which a member worse by the margin is promoted, "
+    "worst kind of blocks, share",
+    "pool_sum_of_losses_in_50_reigns_in_margins": "pool: sum of true losses over 50 reigns, worst kind (margins)",
+    "pool_blocks_until_a_gain_of_0_margins_is_promoted": "pool: blocks until an equal member is promoted, median",
+    "pool_blocks_until_a_gain_of_1_margins_is_promoted": "pool: blocks until one a margin better is promoted, median",
+    "pool_blocks_until_a_gain_of_3_margins_is_promoted": "pool: blocks until one better by three is promoted, median",
+    "pool_outcomes_until_95_percent_of_bad_promotions_are_undone": "pool: outcomes until 95 % of promotions "
+    "that are worse by three margins are undone",
+    "pool_good_promotions_undone": "pool: promotions no worse that are undone, share",
     "better_promoted": "share of challengers promoted that are better by the margin (same kind of window)",
     # knowledge_scale
     "day_at_three_years": "time to open the tables and read the last day at three years / the same at three months "
