@@ -109,7 +109,7 @@ class AgentConfig(Section):
 
         >>> import stillhouse
         >>> stillhouse.load_config("flights").margins
-        Margins(test=0.01, total=0.02, slice=0.03)
+        Margins(test=0.01, total=0.02, slice=0.02)
         """
         promotion, default = self.promotion, self.quality.default_margin
         test = default if promotion.non_inferiority_margin is None else promotion.non_inferiority_margin
