@@ -160,14 +160,14 @@ class StoredWorld:
 
         :raises FileNotFoundError: if a model is missing.
         """
-        scores = self.folder / "scores.pkl"
-        losses, known = pickle.loads(scores.read_bytes()) if scores.exists() else ({}, {})  # noqa: S301  our own file
+        file = self.folder / "scores.pkl"
+        kept, known = pickle.loads(file.read_bytes()) if file.exists() else ({}, {})  # noqa: S301  our own file
         log_probs = {Made(step): np.load(self._file(step)).astype(np.float32) for step in range(self.history.steps)}
-        count = len(losses) + len(known)
-        result = play(World(self.history, STUDENTS[self.student], _log_probs=log_probs, _scores=losses, _known=known))
-        if len(losses) + len(known) > count:
-            content = pickle.dumps((losses, known))
-            _replace(scores, lambda partial: partial.write_bytes(content))
+        count = len(kept) + len(known)
+        result = play(World(self.history, STUDENTS[self.student], _log_probs=log_probs, _scores=kept, _known=known))
+        if len(kept) + len(known) > count:
+            content = pickle.dumps((kept, known))
+            _replace(file, lambda partial: partial.write_bytes(content))
         return result
 
     def _file(self, step: int) -> Path:

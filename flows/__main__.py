@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -294,8 +293,7 @@ def prepare(
 
 def main() -> None:
     """Run a command; report user errors in one sentence."""
-    words = [word for word in sys.argv[1:] if not word.startswith("-")]
-    with report_errors(_ADVICE.get(words[0], _KEPT) if words else _KEPT):
+    with report_errors(_ADVICE, _KEPT):
         app()
 
 

@@ -22,6 +22,7 @@ from stillhouse import config
 
 if TYPE_CHECKING:
     from stillhouse.knowledge import KnowledgeBase
+    from tests.command import Command
 
 # All tests use one key, because stores are copied from one STILLHOUSE_HOME to another.
 _SIGNING_KEY = Ed25519PrivateKey.from_private_bytes(b"the tests' own key, no secret: .")
@@ -193,3 +194,22 @@ def toy_base(agents: Path, homes: HomeCache) -> Callable[..., KnowledgeBase]:
         return KnowledgeBase(config.load("toy"))
 
     return make_base
+
+
+@pytest.fixture
+def command_on_toy(
+    tmp_path: Path,
+    agents: Path,
+    final_fit: None,
+    toy_base: Callable[..., KnowledgeBase],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., Command]:
+    """``command_on_toy(24)``: the command line on the toy on day 24, which has a champion and its final fit."""
+    from tests.command import command
+
+    def run_until(until: int = 20) -> Command:
+        toy_base(until)
+        return command(tmp_path / "home", agents, monkeypatch, capsys)
+
+    return run_until

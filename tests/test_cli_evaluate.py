@@ -12,25 +12,16 @@ import pytest
 import yaml
 
 from stillhouse.champion import Champion, open_registry
-from stillhouse.knowledge import KnowledgeBase
 from stillhouse.promoting import promote_version
 from stillhouse.teachers.answers import wrap_predict
 from stillhouse.teachers.ensemble import Ensemble, Member
-from tests.command import Command, command
+from tests.command import Command
 from tests.flows import toy
 
 
 @pytest.fixture
-def run(
-    tmp_path: Path,
-    agents: Path,
-    final_fit: None,
-    toy_base: Callable[..., KnowledgeBase],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Command:
-    toy_base()
-    return command(tmp_path / "home", agents, monkeypatch, capsys)
+def run(command_on_toy: Callable[..., Command]) -> Command:
+    return command_on_toy()
 
 
 @pytest.fixture

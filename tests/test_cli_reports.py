@@ -5,28 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
 import stillhouse
 from stillhouse.commands.output import console
-from stillhouse.knowledge import KnowledgeBase
 from stillhouse.promoting import promote_version
-from tests.command import Command, command
+from tests.command import Command
 
 
 @pytest.fixture
-def run(
-    tmp_path: Path,
-    agents: Path,
-    final_fit: None,
-    toy_base: Callable[..., KnowledgeBase],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Command:
-    toy_base(24)
-    run = command(tmp_path / "home", agents, monkeypatch, capsys)
+def run(command_on_toy: Callable[..., Command], monkeypatch: pytest.MonkeyPatch) -> Command:
+    run = command_on_toy(24)
     monkeypatch.setattr(console, "_width", 80)
     return run
 

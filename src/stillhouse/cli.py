@@ -5,7 +5,6 @@ Heavy libraries are imported inside the commands, so that ``stillhouse --help`` 
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -79,6 +78,5 @@ def prepare(
 
 def main() -> None:
     """Run the command line; errors that a user can correct are printed without a traceback."""
-    words = [word for word in sys.argv[1:] if not word.startswith("-")]
-    with report_errors(_ADVICE.get(words[0], _NOTHING_CHANGED) if words else _NOTHING_CHANGED):
+    with report_errors(_ADVICE, _NOTHING_CHANGED):
         app()

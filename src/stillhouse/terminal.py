@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
@@ -151,22 +151,24 @@ def _describe(title: str, times: StationTimes) -> str:
 
 
 @contextmanager
-def report_errors(advice: str) -> Iterator[None]:
+def report_errors(advice: Mapping[str, str], otherwise: str) -> Iterator[None]:
     """Print errors that a user can correct to standard error, with exit code 1 and without a traceback.
 
     These are every :class:`~stillhouse.errors.StillhouseError`, and files and folders that cannot be read or written.
     Standard output accepts any text, whatever its encoding. Ctrl-C is answered at once, see
     :mod:`stillhouse.interrupts`.
 
-    :param advice: how to go on after Ctrl-C.
+    :param advice: how to go on after Ctrl-C, by the command on the command line.
+    :param otherwise: the same for all other commands.
     """
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(LineFormatter())
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
     try:
-        with answer_interrupts(advice):
+        with answer_interrupts(advice.get(words[0], otherwise) if words else otherwise):
             yield
     except StillhouseError as error:
         _exit_with(type(error).__name__, str(error))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from math import log
 from textwrap import wrap
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.drift.explain import rank_columns
 from stillhouse.plotting import BLUE, FAINT, INK, ORANGE, PURPLE, SKY, VERMILLION
-from stillhouse.records import ColumnDrift, DriftReport, EvidenceStep, Process, SliceDrift
+from stillhouse.records import ColumnDrift, DriftReport, EvidenceStep, Process, SliceDrift, split_restarts
 from stillhouse.shown import escape_label
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def plot_evidence(steps: Sequence[EvidenceStep], cooldowns: Sequence[tuple[datet
         1 + len(processes), 1, sharex=True, squeeze=False, height_ratios=[2.2, *[1.0] * len(processes)]
     )[:, 0].tolist()
     for process in processes:
-        for run in _split_runs(step for step in steps if step.process == process):
+        for run in split_restarts(step for step in steps if step.process == process):
             _plot_run(panels[0], run)
     _mark_champions(panels, steps)
     for start, end in cooldowns:
@@ -218,16 +218,6 @@ def _drift_notes(report: DriftReport, bars: int) -> list[str]:
 # --------------------------------------------------------------------------- evidence
 
 
-def _split_runs(steps: Iterable[EvidenceStep]) -> list[list[EvidenceStep]]:
-    """Split the steps where the evidence restarted."""
-    runs: list[list[EvidenceStep]] = []
-    for step in steps:
-        if not runs or (runs[-1][-1].champion, runs[-1][-1].since) != (step.champion, step.since):
-            runs.append([])
-        runs[-1].append(step)
-    return runs
-
-
 def _plot_run(axes: Axes, run: Sequence[EvidenceStep]) -> None:
     colour = PROCESS_COLOURS[run[0].process]
     when = [step.end for step in run]
@@ -323,7 +313,7 @@ def _plot_losses(axes: Axes, steps: Sequence[EvidenceStep]) -> None:
         alpha=0.7,
         markeredgewidth=0,
     )
-    for run in _split_runs(steps):
+    for run in split_restarts(steps):
         when = [run[0].start, *[step.end for step in run]]
         axes.plot(
             _to_date_numbers(when),

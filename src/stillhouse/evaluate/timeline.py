@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from stillhouse.plotting import BLACK, BLUE, FAINT, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION
 from stillhouse.quality import measure_title
-from stillhouse.records import EvidenceStep, Process, RealisedGain, VerdictResult
+from stillhouse.records import EvidenceStep, Process, RealisedGain, VerdictResult, split_restarts
 from stillhouse.shown import escape_label, wrap_label
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _draw_evidence(axes: Axes, timeline: Timeline) -> None:
     """The logarithm of the evidence of each process, interrupted where it restarts, and its threshold."""
     for process, style in _PROCESSES.items():
         steps = sorted((step for step in timeline.steps if step.process == process), key=lambda step: step.end)
-        for index, run in enumerate(_split_runs(steps)):
+        for index, run in enumerate(split_restarts(steps)):
             powers = [max(step.log_evidence / _LN_10, _MIN_EXPONENT) for step in run]
             label = process.replace("_", " ") if index == 0 else None
             axes.plot(_numbers(step.end for step in run), powers, lw=1.3, label=label, **style)
@@ -255,15 +255,6 @@ def _draw_gains(axes: Axes, timeline: Timeline) -> None:
 def _kinds(timeline: Timeline) -> list[str]:
     """The kinds of responses, in the order in which they first occurred; at least one row for cool-downs."""
     return list(dict.fromkeys(act.kind for act in timeline.acts)) or ["none"]
-
-
-def _split_runs(steps: Sequence[EvidenceStep]) -> list[list[EvidenceStep]]:
-    runs: list[list[EvidenceStep]] = []
-    for step in steps:
-        if not runs or (runs[-1][-1].champion, runs[-1][-1].since) != (step.champion, step.since):
-            runs.append([])
-        runs[-1].append(step)
-    return runs
 
 
 def _thresholds(steps: Sequence[EvidenceStep]) -> list[tuple[datetime, datetime, float]]:

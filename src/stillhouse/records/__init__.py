@@ -26,7 +26,7 @@ from stillhouse.records.drift import (
     SliceDrift,
 )
 from stillhouse.records.evaluations import EvaluatedModel, Evaluation, IntervalEstimate
-from stillhouse.records.evidence import Cost, EvidenceRows, EvidenceStep, LossBaseline, Process
+from stillhouse.records.evidence import Cost, EvidenceRows, EvidenceStep, LossBaseline, Process, split_restarts
 from stillhouse.records.models import ModelRef, StudentRef, TeacherRef
 from stillhouse.records.pool import (
     BlockScore,
@@ -149,4 +149,5 @@ __all__ = [
     "drift_report",
     "evidence_steps",
     "short_id",
+    "split_restarts",
 ]

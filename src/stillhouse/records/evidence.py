@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import AliasChoices, AwareDatetime, Field
 
 from stillhouse.records.base import Record
 
-__all__ = ["Cost", "EvidenceRows", "EvidenceStep", "LossBaseline", "Process"]
+__all__ = ["Cost", "EvidenceRows", "EvidenceStep", "LossBaseline", "Process", "split_restarts"]
 
 Process = Literal["disagreement", "student_outcomes", "teacher_outcomes"]
 
@@ -119,3 +120,13 @@ class Cost(Record):
     teacher_calls: int = Field(ge=0, description="rows that the teacher was asked about for this verdict")
     teacher_calls_since: int = Field(ge=0, description="the same since the evidence on this champion began")
     seconds: float = Field(ge=0.0, description="wall time of the measurement")
+
+
+def split_restarts(steps: Iterable[EvidenceStep]) -> list[list[EvidenceStep]]:
+    """The steps of one process, by time, split where its evidence restarted."""
+    runs: list[list[EvidenceStep]] = []
+    for step in steps:
+        if not runs or (runs[-1][-1].champion, runs[-1][-1].since) != (step.champion, step.since):
+            runs.append([])
+        runs[-1].append(step)
+    return runs

@@ -61,7 +61,6 @@ class ReplayReport(Record):
     exchange_rate: float = Field(
         ge=0.0, description="price of a redistillation: points of quality for one week (1: the whole range)"
     )
-    unit: str = Field(description="unit of losses, gains and totals, that of the named measure")
     seconds: float = Field(ge=0.0)
     policies: tuple[PolicyReport, ...]
 

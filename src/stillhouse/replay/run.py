@@ -90,7 +90,6 @@ def replay(
         steps=histories[0].steps,
         rows=len(histories[0].rows),
         exchange_rate=rate,
-        unit=get_measure(main).unit or "points",
         seconds=time.monotonic() - began,
         policies=tuple(reports),
     )
