@@ -1,0 +1,436 @@
+"""Records of what was asked and answered, written beside the traffic: no caller ever waits for one.
+
+The door hands over an :class:`Exchange` when an answer is complete. If too many are unwritten, the newest is dropped and
+counted. One thread reads the bodies, recognises the task, and writes; a question becomes a task when it is asked the
+second time, or at once if the caller names it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+import zlib
+from collections import Counter, OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+from pydantic import AwareDatetime, Field
+
+from stillhouse.errors import StillhouseError
+from stillhouse.gateway.access import Caller
+from stillhouse.gateway.deciding import BLIND, Asked, Decider, LocalDecision
+from stillhouse.gateway.protocols import WireProtocol
+from stillhouse.gateway.protocols.openai_responses import task_of_local_id
+from stillhouse.gateway.questions import Answer, ClosedQuestion, Unrecognised
+from stillhouse.gateway.settings import GatewaySettings
+from stillhouse.gateway.store import GatewayStore, teacher_version
+from stillhouse.gateway.tasks import Task, make_task
+from stillhouse.records import Record
+
+__all__ = ["Capture", "CaptureLog", "Exchange", "new_counts"]
+
+log = logging.getLogger(__name__)
+
+_MAX_SEEN = 4096  # keys of questions that were asked once
+_BATCH = 256  # exchanges of one transaction
+_HOUSEKEEPING_SECONDS = 60.0
+_MIN_LABEL_ANSWERS = 20  # before a task without a schema can turn out not to be closed
+_MIN_LABEL_SHARE = 0.9
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request with its answer, as they were on the wire."""
+
+    protocol: WireProtocol
+    request_id: str
+    at: int
+    """Microseconds since 1970 (UTC): when the request had arrived."""
+    caller: Caller
+    request: bytes = field(repr=False)
+    task_name: str | None = None
+    content_encoding: str = ""
+    streamed: bool = False
+    answer: list[bytes] = field(default_factory=list, repr=False)
+    size: int = 0
+    """Bytes of the answer so far."""
+    first_byte_ms: float | None = None
+    ms: float | None = None
+    questions: tuple[ClosedQuestion, ...] | None = field(default=None, repr=False)
+    """If they were read already."""
+    asked: Asked = "first"
+    decisions: tuple[LocalDecision, ...] = field(default=(), repr=False)
+
+    @property
+    def bytes(self) -> int:
+        """What it holds in memory, about."""
+        return len(self.request) + self.size + 1000
+
+
+class Capture(Record):
+    """One question with its answer, as it was recorded."""
+
+    request_id: str
+    question_id: str
+    task: Task
+    at: AwareDatetime
+    caller: str = Field(description="keyed hash of the caller's credential")
+    observation: str = Field(repr=False)
+    asked: Asked
+    action: str | None = Field(description="what the upstream answered; null if that is none of the actions")
+    probs: dict[str, float] | None
+    teacher: str = Field(description="the upstream's version: the model and fingerprint in its answer")
+    local_action: str | None = Field(default=None, description="what the champion said")
+    local_confidence: float | None = None
+    local_version: str | None = None
+    decision_id: str | None = None
+    known_at: AwareDatetime = Field(description="when the answer had arrived")
+
+    @property
+    def blind(self) -> bool:
+        """Whether the upstream was asked without regard to what the champion says."""
+        return self.asked in BLIND
+
+    @property
+    def agreed(self) -> bool | None:
+        """Whether the champion said what the upstream answered; None if one of them is not known."""
+        if self.action is None or self.local_action is None:
+            return None
+        return self.action == self.local_action
+
+
+def new_counts() -> Counter[tuple[str, str]]:
+    """Counts by what (``captures`` or ``unrecognised``) and result or reason."""
+    return Counter()
+
+
+class CaptureLog:
+    """The queue and its thread.
+
+    :param path: of the file of records.
+    :param decider: hears of each record after it was written, in the thread.
+    """
+
+    def __init__(
+        self, settings: GatewaySettings, path: Path, decider: Decider | None = None
+    ) -> None:
+        self._settings, self._path, self._decider = settings, path, decider
+        self._queue = deque[Exchange]()
+        self._references = deque[str]()
+        self._size = 0
+        self._lock = threading.Lock()
+        self._wakeup = threading.Event()
+        self._stopping = False
+        self._counts, self._unsaved = new_counts(), new_counts()
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._store: GatewayStore | None = None
+        self._failed = False
+        self._housekeeping_at = 0.0
+        self.referred: frozenset[str] = frozenset()
+        """Keys of the tasks whose answers are referred to later; replaced as a whole."""
+        self._thread = threading.Thread(target=self._run, name="door records", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def offer(self, exchange: Exchange) -> bool:
+        """Hand over a complete exchange; False if it was dropped, because too much is unwritten. Never waits."""
+        size = exchange.bytes
+        with self._lock:
+            is_full = len(self._queue) >= self._settings.max_waiting
+            if is_full or self._size + size > self._settings.max_waiting_bytes:
+                self._add("captures", "dropped")
+                return False
+            self._queue.append(exchange)
+            self._size += size
+        self._wakeup.set()
+        return True
+
+    def refer(self, answer_id: str) -> None:
+        """Note that a request refers to an earlier answer."""
+        if (key := task_of_local_id(answer_id)) is not None:
+            self.referred |= {key}
+        if len(self._references) < self._settings.max_waiting:
+            self._references.append(answer_id)
+
+    def count(self, what: str, result: str) -> None:
+        """Count a request that is not recorded."""
+        with self._lock:
+            self._add(what, result)
+
+    def take_counts(self) -> Counter[tuple[str, str]]:
+        """The counts since the last call."""
+        with self._lock:
+            counts, self._counts = self._counts, new_counts()
+        return counts
+
+    @property
+    def waiting(self) -> int:
+        """Exchanges that are not written yet."""
+        return len(self._queue)
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last attempt to write failed."""
+        return self._failed
+
+    def close(self, timeout: float) -> bool:
+        """Write what is unwritten and end the thread; whether that took less than ``timeout`` seconds."""
+        self._stopping = True
+        self._wakeup.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _add(self, what: str, result: str) -> None:
+        self._counts[what, result] += 1
+        self._unsaved[what, result] += 1
+
+    # ----------------------------------------------------------------- the thread
+
+    def _run(self) -> None:
+        while True:
+            self._wakeup.wait(1.0)
+            self._wakeup.clear()
+            is_last = self._stopping
+            try:
+                while self._write_batch():
+                    pass
+            except Exception as error:  # the thread must go on; the text of an error might hold a body
+                if not self._failed:
+                    log.error("the door's records cannot be written: %s", _describe(error))
+                self._failed = True
+            else:
+                self._failed = False
+            if is_last:
+                break
+        if self._store is not None:
+            self._store.close()
+
+    def _write_batch(self) -> bool:
+        """Write some exchanges in one transaction; whether there may be more."""
+        with self._lock:
+            batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
+            self._size -= sum(exchange.bytes for exchange in batch)
+        references = [self._references.popleft() for _ in range(len(self._references))]
+        is_due = time.monotonic() >= self._housekeeping_at
+        if not (batch or references or self._unsaved or is_due):
+            return False
+        captures = list[Capture]()
+        try:
+            read = [pair for exchange in batch if (pair := self._read(exchange)) is not None]
+            store = self._store or GatewayStore(self._path)
+            self._store = store
+            with store.transaction():
+                for exchange, questions, answers in read:
+                    captures += self._record(store, exchange, questions, answers)
+                for answer_id in references:
+                    key = task_of_local_id(answer_id)
+                    store.refer(answer_id) if key is None else store.refer_task(key)
+                if is_due:
+                    before = datetime.now(UTC) - self._settings.retention
+                    store.purge(int(before.timestamp() * 1e6))
+                with self._lock:
+                    unsaved, self._unsaved = self._unsaved, new_counts()
+                store.count({f"{what}:{result}": number for (what, result), number in unsaved.items()})
+            if is_due or references:
+                self.referred = store.referred()
+                self._housekeeping_at = time.monotonic() + _HOUSEKEEPING_SECONDS
+        except StillhouseError:
+            if self._store is not None:  # it is opened again: its file may have been removed or replaced
+                self._store.close()
+                self._store = None
+            with self._lock:
+                for _ in batch:
+                    self._add("captures", "unwritten")
+            raise
+        for capture in captures:
+            self._tell(capture)
+        return bool(self._queue)
+
+    def _tell(self, capture: Capture) -> None:
+        if self._decider is not None:
+            try:
+                self._decider.note(capture)
+            except Exception as error:
+                log.error("a record of task %s was not taken in: %s", capture.task.key, type(error).__name__)
+
+    # ----------------------------------------------------------------- reading an exchange
+
+    def _read(
+        self, exchange: Exchange
+    ) -> tuple[Exchange, tuple[ClosedQuestion, ...], tuple[Answer, ...] | None] | None:
+        """The questions and answers of an exchange; None if it is not recorded."""
+        reason = None
+        if exchange.questions is None:
+            read = read_questions(exchange.protocol, exchange.request, exchange.task_name)
+            if isinstance(read, Unrecognised):
+                if read.refers_to is not None:
+                    self.refer(read.refers_to)
+                reason = read.reason
+            else:
+                exchange.questions = read
+        if reason is None and exchange.caller.is_ambiguous:
+            reason = "several credentials"
+        questions = exchange.questions or ()
+        if reason is None and exchange.caller.is_in(exchange.request):
+            reason = "holds a credential"
+        if reason is not None:
+            self.count("unrecognised", reason)
+            return None
+        if exchange.asked == "local":
+            return exchange, questions, None
+        try:
+            body = _decompress(b"".join(exchange.answer), exchange.content_encoding, self._settings.max_record_bytes)
+            if exchange.caller.is_in(body):
+                self.count("captures", "holds a credential")
+                return None
+            answers = exchange.protocol.read_answers(questions, body, exchange.streamed)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, zlib.error, msgspec.MsgspecError):
+            self.count("captures", "unreadable")
+            return None
+        return exchange, questions, answers
+
+    def _record(
+        self,
+        store: GatewayStore,
+        exchange: Exchange,
+        questions: Sequence[ClosedQuestion],
+        answers: Sequence[Answer] | None,
+    ) -> list[Capture]:
+        """Write the captures of one exchange, a question each."""
+        captures = []
+        for index, question in enumerate(questions):
+            task = make_task(exchange.caller.tenant, question, exchange.task_name)
+            answer = Answer(None) if answers is None else answers[index]
+            decision = exchange.decisions[index] if exchange.decisions else None
+            if not self._is_task(store, task, question, exchange):
+                continue
+            self.count("captures", "written" if answer.action is not None or answers is None else "unusable")
+            store.add([_row(exchange, question, task, answer, decision)])
+            self._close_if_open(store, task)
+            captures.append(_capture(exchange, question, task, answer, decision))
+        return captures
+
+    def _is_task(self, store: GatewayStore, task: Task, question: ClosedQuestion, exchange: Exchange) -> bool:
+        """Whether this question is recorded: it was asked before or has a name, and there is room for its task."""
+        if exchange.decisions or task.name is not None or task.key in self._seen:
+            self._seen.pop(task.key, None)
+        elif store.constant(task.key) is None:
+            self._seen[task.key] = None
+            if len(self._seen) > _MAX_SEEN:
+                self._seen.popitem(last=False)
+            self.count("captures", "first time")
+            return False
+        limits = (self._settings.max_tasks, self._settings.max_tasks_per_tenant)
+        if store.admit(task, question.constant, exchange.at, limits):
+            return True
+        self.count("unrecognised", "too many tasks")
+        return False
+
+    def _close_if_open(self, store: GatewayStore, task: Task) -> None:
+        """Stop recording a task without a schema whose answers are not a few labels."""
+        if task.actions:
+            return
+        different, labels, answers = store.label_counts(task.key)
+        is_open = answers >= _MIN_LABEL_ANSWERS and labels < _MIN_LABEL_SHARE * answers
+        if is_open or different > self._settings.max_labels:
+            store.close_task(task.key)
+            self.count("captures", "task is not closed")
+
+
+def read_questions(
+    protocol: WireProtocol, body: bytes, task_name: str | None = None
+) -> tuple[ClosedQuestion, ...] | Unrecognised:
+    """The closed questions in the body of a request."""
+    try:
+        request = msgspec.json.decode(body)
+        if not isinstance(request, dict):
+            return Unrecognised("malformed")
+        return protocol.read_request(request, task_name)
+    except (msgspec.MsgspecError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return Unrecognised("malformed")
+
+
+def _row(
+    exchange: Exchange, question: ClosedQuestion, task: Task, answer: Answer, decision: LocalDecision | None
+) -> tuple[object, ...]:
+    """The columns of a capture: see :class:`~stillhouse.gateway.store.CaptureRow`."""
+    return (
+        exchange.request_id,
+        question.question_id,
+        task.key,
+        exchange.at,
+        exchange.caller.id,
+        question.observation,
+        exchange.asked,
+        answer.action,
+        None if answer.probs is None else json.dumps(dict(answer.probs), ensure_ascii=False),
+        answer.reason,
+        answer.model,
+        answer.fingerprint,
+        answer.answer_id,
+        answer.input_tokens,
+        answer.output_tokens,
+        None if decision is None else decision.action,
+        None if decision is None else decision.confidence,
+        None if decision is None else decision.version,
+        None if decision is None else decision.decision_id,
+        exchange.streamed,
+        exchange.first_byte_ms,
+        exchange.ms,
+    )
+
+
+def _capture(
+    exchange: Exchange, question: ClosedQuestion, task: Task, answer: Answer, decision: LocalDecision | None
+) -> Capture:
+    at = datetime.fromtimestamp(exchange.at / 1e6, UTC)
+    return Capture(
+        request_id=exchange.request_id,
+        question_id=question.question_id,
+        task=task,
+        at=at,
+        caller=exchange.caller.id,
+        observation=question.observation,
+        asked=exchange.asked,
+        action=answer.action,
+        probs=None if answer.probs is None else dict(answer.probs),
+        teacher=teacher_version(answer),
+        local_action=None if decision is None else decision.action,
+        local_confidence=None if decision is None else decision.confidence,
+        local_version=None if decision is None else decision.version,
+        decision_id=None if decision is None else decision.decision_id,
+        known_at=at + timedelta(milliseconds=exchange.ms or 0.0),
+    )
+
+
+def _decompress(body: bytes, encoding: str, limit: int) -> bytes:
+    """A body without its content encoding.
+
+    :raises ValueError: if the encoding is not one that Python reads, or the content is larger than ``limit`` bytes.
+    """
+    names = [name.strip().lower() for name in encoding.split(",") if name.strip()]
+    for name in reversed(names):
+        if name == "identity":
+            continue
+        if name not in ("gzip", "x-gzip", "deflate"):
+            raise ValueError("a content encoding that cannot be read")
+        decompressor = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        body = decompressor.decompress(body, limit)
+        if decompressor.unconsumed_tail or not decompressor.eof:
+            raise ValueError("a body that is too large or cut")
+    return body
+
+
+def _describe(error: Exception) -> str:
+    """An error without the text of others' errors, which might hold part of a body."""
+    return str(error) if isinstance(error, StillhouseError) else type(error).__name__
+
+
