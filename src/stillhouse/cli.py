@@ -24,6 +24,7 @@ from stillhouse.commands.quarantine import quarantine
 from stillhouse.commands.replay import replay
 from stillhouse.commands.serve import serve
 from stillhouse.commands.status import status
+from stillhouse.commands.tasks import tasks
 from stillhouse.commands.teachers import teachers
 from stillhouse.commands.timeline import timeline
 from stillhouse.commands.verify import verify
@@ -52,6 +53,7 @@ app.command()(teachers)
 app.command()(replay)
 app.command()(drift)
 app.command()(serve)
+app.command()(tasks)
 app.command()(compress)
 app.add_typer(keys, name="keys")
 app.command()(sign)

@@ -5,19 +5,32 @@ from __future__ import annotations
 import os
 import re
 from importlib.util import find_spec
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stillhouse.commands.arguments import AgentNames
+from stillhouse import config
+from stillhouse.commands.arguments import AGENT_HELP, complete_agent
 from stillhouse.commands.output import console
 from stillhouse.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stillhouse.gateway.door import DoorSettings
 
 __all__ = ["serve"]
 
 
 def serve(
-    agents: AgentNames,
+    agents: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[AGENT]...",
+            help=f"{AGENT_HELP}; none is needed with --upstream",
+            parser=config.choose_agent,
+            autocompletion=complete_agent,
+            show_default=False,
+        ),
+    ] = None,
     host: Annotated[
         str, typer.Option(help="address to listen on; an address other than loopback needs STILLHOUSE_TOKENS")
     ] = "127.0.0.1",
@@ -27,6 +40,19 @@ def serve(
     max_rows: Annotated[
         int, typer.Option(min=1, help="largest number of observations or outcomes in one request")
     ] = 1024,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="pass all other requests on to this language model's server, and record its closed questions",
+        ),
+    ] = None,
+    abstain: Annotated[
+        bool,
+        typer.Option(
+            "--abstain", help="with --upstream: answer 422 where an agent's champion may not answer, not pass on"
+        ),
+    ] = False,
 ) -> None:
     """Serve agents over HTTP: decisions, outcomes, models and teacher answers.
 
@@ -38,9 +64,13 @@ def serve(
     If the environment variable STILLHOUSE_TOKENS holds tokens, separated by
     commas, each client needs one of them as bearer token.
 
+    With --upstream the server stands in front of a language model: clients change
+    the address only. See docs/how-to/front-door.md.
+
     For example:
 
         stillhouse serve flights
+        stillhouse serve --upstream https://api.openai.com/v1
         STILLHOUSE_TOKENS=secret stillhouse serve flights router --host 0.0.0.0 --workers 4
     """
     if missing := [name for name in _REQUIRED_PACKAGES if find_spec(name) is None]:
@@ -50,8 +80,13 @@ def serve(
     from stillhouse.serving.supervisor import serve as run_server
 
     limits = RequestLimits(max_body=_parse_size(max_body), max_rows=max_rows)
-    settings = Settings(tuple(agents), host, port, workers, limits, parse_tokens(os.environ.get("STILLHOUSE_TOKENS")))
-    text = f"serving {', '.join(agents)} on"
+    tokens = parse_tokens(os.environ.get("STILLHOUSE_TOKENS"))
+    door = None if upstream is None else _open_door(upstream, abstain)
+    if abstain and door is None:
+        raise ConfigError("--abstain needs --upstream: it says what to do instead of passing a request on")
+    settings = Settings(tuple(agents or ()), host, port, workers, limits, tokens, door)
+    served = [*settings.agents, *([] if door is None else [f"{door.upstream} (passed on)"])]
+    text = f"serving {', '.join(served)} on"
     code = run_server(
         settings,
         lambda address: console.print(text, address, f"({settings.access})", soft_wrap=True),
@@ -59,7 +94,18 @@ def serve(
     raise typer.Exit(code)
 
 
-_REQUIRED_PACKAGES = ("httptools", "prometheus_client", "starlette", "uvicorn", "uvloop")
+def _open_door(upstream: str, abstain: bool) -> DoorSettings:
+    """The door's settings; the installation's key is made here, before the workers need it."""
+    from stillhouse.gateway.door import DoorSettings
+    from stillhouse.gateway.settings import load_settings, secret_key
+    from stillhouse.gateway.upstream import UpstreamAddress
+
+    address = UpstreamAddress.parse(upstream)
+    secret_key()
+    return DoorSettings(address, load_settings(), abstain)
+
+
+_REQUIRED_PACKAGES = ("httpcore", "httptools", "prometheus_client", "starlette", "uvicorn", "uvloop")
 
 
 def _parse_size(text: str) -> int:

@@ -170,7 +170,8 @@ class Access:
     def _is_valid(self, token: bytes) -> bool:
         digest = hashlib.sha256(token.strip()).digest()
         # compare with all of them, so that the time does not depend on the token
-        return any([hmac.compare_digest(digest, valid) for valid in self._tokens])
+        matches = [hmac.compare_digest(digest, valid) for valid in self._tokens]
+        return any(matches)
 
     def _hash(self, purpose: bytes, parts: Sequence[tuple[bytes, bytes]]) -> str:
         digest = hashlib.blake2b(digest_size=16, key=self._key, person=purpose)

@@ -1,8 +1,8 @@
 """Records of what was asked and answered, written beside the traffic: no caller ever waits for one.
 
-The door hands over an :class:`Exchange` when an answer is complete. If too many are unwritten, the newest is dropped and
-counted. One thread reads the bodies, recognises the task, and writes; a question becomes a task when it is asked the
-second time, or at once if the caller names it.
+The door hands over an :class:`Exchange` when an answer is complete. If too many are unwritten, the newest is dropped
+and counted. One thread reads the bodies, recognises the task, and writes; a question becomes a task when it is asked
+the second time, or at once if the caller names it.
 """
 
 from __future__ import annotations
@@ -116,9 +116,7 @@ class CaptureLog:
     :param decider: hears of each record after it was written, in the thread.
     """
 
-    def __init__(
-        self, settings: GatewaySettings, path: Path, decider: Decider | None = None
-    ) -> None:
+    def __init__(self, settings: GatewaySettings, path: Path, decider: Decider | None = None) -> None:
         self._settings, self._path, self._decider = settings, path, decider
         self._queue = deque[Exchange]()
         self._references = deque[str]()
@@ -432,5 +430,3 @@ def _decompress(body: bytes, encoding: str, limit: int) -> bytes:
 def _describe(error: Exception) -> str:
     """An error without the text of others' errors, which might hold part of a body."""
     return str(error) if isinstance(error, StillhouseError) else type(error).__name__
-
-

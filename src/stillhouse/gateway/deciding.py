@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["Asked", "AuditDraw", "Decider", "LocalDecision"]
 
 Asked = Literal["first", "shadow", "audit", "unsure", "credential", "not_local", "local"]
-"""Why the upstream was asked: there is no champion; it is not allowed to answer yet; a random blind audit; it is unsure;
-the caller's credential was not accepted lately; the answer cannot be said locally. ``local``: it was not asked."""
+"""Why the upstream was asked: there is no champion; it is not allowed to answer yet; a random blind audit; it is
+unsure; the caller's credential was not accepted lately; the answer cannot be said locally. ``local``: it was not."""
 
 BLIND: frozenset[Asked] = frozenset({"first", "shadow", "audit"})
 """The upstream was asked without regard to what the champion says."""

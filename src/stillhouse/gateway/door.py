@@ -1,8 +1,8 @@
 """The door: passes requests on to the upstream, records beside them, and answers where a champion may.
 
-Every request that is not one of this server's own goes to the upstream, and its answer comes back as it is. If anything
-of ours fails on the way (a request that cannot be read, a champion that cannot decide, a disk that is full), the request
-is passed on all the same.
+Every request that is not one of this server's own goes to the upstream, and its answer comes back as it is. If
+anything of ours fails on the way (a request that cannot be read, a champion that cannot decide, a disk that is full),
+the request is passed on all the same.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import httpcore
 import msgspec
 
+from stillhouse.gateway import CLOSE_KEY
 from stillhouse.gateway.access import TASK_HEADER, Access, Caller
 from stillhouse.gateway.captures import CaptureLog, Exchange, read_questions
 from stillhouse.gateway.deciding import Asked, AuditDraw, Decider, LocalDecision
@@ -31,12 +32,9 @@ from stillhouse.gateway.store import store_path
 from stillhouse.gateway.tasks import is_task_name, make_task, task_key
 from stillhouse.gateway.upstream import Upstream, UpstreamAddress, normalise_path, response_headers
 
-__all__ = ["CLOSE_KEY", "Door", "DoorSettings", "Handled"]
+__all__ = ["Door", "DoorSettings", "Handled"]
 
 log = logging.getLogger(__name__)
-
-CLOSE_KEY = "stillhouse.close"
-"""Key in a request's ASGI scope: a function that closes the connection after what was sent so far."""
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -68,6 +66,10 @@ class Handled(NamedTuple):
 
 class UpstreamCutError(Exception):
     """The upstream's answer ended too early, and so must ours; it has no text, because that might hold a header."""
+
+
+class _ClientLeftError(Exception):
+    """The client left before the end of its body."""
 
 
 class _Body(NamedTuple):
@@ -168,9 +170,7 @@ class Door:
                 return answered
         return await self._pass_on(scope, receive, send, path, body, caller, exchange, model)
 
-    def _begin(
-        self, scope: Scope, protocol: WireProtocol, caller: Caller, body: _Body, began: int
-    ) -> Exchange | None:
+    def _begin(self, scope: Scope, protocol: WireProtocol, caller: Caller, body: _Body, began: int) -> Exchange | None:
         """The record of a request; None if it is too large or encoded."""
         name, encoding = None, b""
         for key, value in scope["headers"]:
@@ -198,7 +198,7 @@ class Door:
     def _fail(self, what: str, error: Exception) -> None:
         """Count a failure of ours; its text may hold what a caller sent, so only its class is logged."""
         self._counts["failed", what] += 1
-        log.error("the door failed in %s (%s); the request is passed on", what, type(error).__name__)
+        log.error("the door failed in %s: %s", what, type(error).__name__)
 
     # ----------------------------------------------------------------- answering locally
 
@@ -357,7 +357,11 @@ class Door:
             response = await self._upstream.send(
                 scope["method"], path, scope["query_string"], scope["headers"], content
             )
-        except _UNREACHABLE as error:
+        except _ClientLeftError:
+            return 0, "client_left"
+        except Exception as error:
+            if not isinstance(error, _UNREACHABLE):
+                self._fail("passing on", error)
             await self._send_unreachable(send, path, error)
             return 502, "unreachable"
         try:
@@ -379,8 +383,9 @@ class Door:
                     if keeps.size <= limit:
                         keeps.answer.append(chunk)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except (httpcore.ProtocolError, httpcore.NetworkError, httpcore.TimeoutException, RuntimeError):
-            # RuntimeError: the server refuses a header that no client could read, or a body of another length
+        except Exception as error:
+            if not isinstance(error, _UNREACHABLE):  # such as a header that no client could read
+                self._fail("passing an answer on", error)
             return response.status, "cut"
         finally:
             await response.aclose()
@@ -391,7 +396,7 @@ class Door:
     async def _send_unreachable(self, send: Send, path: str, error: Exception | None) -> None:
         """The one answer of ours in the upstream's place: 502."""
         address = self.settings.upstream
-        what = _UNREACHABLE_TEXTS.get(type(error), "did not answer in HTTP") if error else "did not answer in HTTP"
+        what = _UNREACHABLE_TEXTS.get(type(error), "did not answer in HTTP")
         message = f"stillhouse: the upstream {address.scheme}://{address.authority} {what}"
         protocol = PROTOCOLS.get(path)
         write_error = error_body if protocol is None else protocol.write_error
@@ -406,7 +411,7 @@ _UNREACHABLE = (
     httpcore.TimeoutException,
     httpcore.UnsupportedProtocol,
 )
-_UNREACHABLE_TEXTS: dict[type[Exception], str] = {
+_UNREACHABLE_TEXTS: dict[type[Exception | None], str] = {
     httpcore.ConnectError: "cannot be reached, or its certificate is not valid",
     httpcore.ConnectTimeout: "does not accept a connection in time",
     httpcore.ReadError: "closed the connection without an answer",
@@ -415,9 +420,7 @@ _UNREACHABLE_TEXTS: dict[type[Exception], str] = {
 }
 
 
-async def _respond(
-    send: Send, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()
-) -> None:
+async def _respond(send: Send, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
     """Send a whole response of ours."""
     sent = [*headers, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": sent})
@@ -467,7 +470,7 @@ async def _stream_body(first: bytes, receive: Receive) -> AsyncIterator[bytes]:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise httpcore.WriteError  # closes the upstream's connection before the body's end
+            raise _ClientLeftError  # closes the upstream's connection before the body's end
         if part := message.get("body", b""):
             yield part
         if not message.get("more_body"):

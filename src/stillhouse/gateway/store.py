@@ -181,7 +181,8 @@ class GatewayStore:
     def count(self, counts: Mapping[str, int]) -> None:
         """Add to the counts."""
         self._connection.executemany(
-            "insert into counts(name, value) values (?, ?) on conflict(name) do update set value = value + excluded.value",
+            "insert into counts(name, value) values (?, ?) "
+            "on conflict(name) do update set value = value + excluded.value",
             list(counts.items()),
         )
 
@@ -224,9 +225,7 @@ class GatewayStore:
 
     def tasks(self, prices: Mapping[str, Price] | None = None) -> list[TaskSummary]:
         """All tasks, the most frequent first."""
-        query = (
-            "select key, tenant, name, protocol, model, actions, first_at, last_at, closed, referred from tasks"
-        )
+        query = "select key, tenant, name, protocol, model, actions, first_at, last_at, closed, referred from tasks"
         with self._wrapped():
             found = [self._summary(row, prices or {}) for row in self._connection.execute(query).fetchall()]
         return sorted(found, key=lambda summary: (-summary.requests, summary.task.key))
@@ -242,7 +241,8 @@ class GatewayStore:
         requests, local, usable, answers, callers, sent, received = map(int, totals)
         timed = requests - local
         median = self._connection.execute(
-            "select ms from captures where task = ? and asked != 'local' order by ms limit 1 offset ?", (key, timed // 2)
+            "select ms from captures where task = ? and asked != 'local' order by ms limit 1 offset ?",
+            (key, timed // 2),
         ).fetchone()
         price = prices.get(str(model))
         money = None

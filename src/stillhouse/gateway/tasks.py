@@ -11,7 +11,7 @@ from pydantic import AwareDatetime, Field
 from stillhouse.gateway.questions import ClosedQuestion
 from stillhouse.records import Record
 
-__all__ = ["Task", "TaskSummary", "is_task_name", "make_task", "task_key"]
+__all__ = ["Task", "TaskReport", "TaskSummary", "is_task_name", "make_task", "task_key"]
 
 KEY_LENGTH = 16
 """Hexadecimal digits of a task's key."""
@@ -88,3 +88,12 @@ class TaskSummary(Record):
     median_ms: float | None = Field(default=None, ge=0, description="of the upstream's answers, to their last byte")
     is_closed: bool = Field(description="false: its answers were no labels, so nothing is recorded any more")
     is_referred: bool = Field(description="later requests refer to its answers, so it is never answered locally")
+
+
+class TaskReport(Record):
+    """What ``stillhouse tasks`` shows."""
+
+    tasks: tuple[TaskSummary, ...] = Field(description="the most frequent first")
+    counts: dict[str, int] = Field(
+        description="requests since the first one, as captures:<what became of the record> and unrecognised:<reason>"
+    )

@@ -1,8 +1,8 @@
 """The upstream: requests passed on as they are, and answers as they come.
 
-Only what HTTP requires of a proxy is changed (RFC 9110, section 7.6): hop-by-hop headers are removed, ``Host`` names the
-upstream, and dot segments of the path are resolved. Bodies are neither decompressed nor re-encoded, redirects are not
-followed, cookies are not kept, and the environment's proxies are not used.
+Only what HTTP requires of a proxy is changed (RFC 9110, section 7.6): hop-by-hop headers are removed, ``Host`` names
+the upstream, and dot segments of the path are resolved. Bodies are neither decompressed nor re-encoded, redirects are
+not followed, cookies are not kept, and the environment's proxies are not used.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class UpstreamAddress:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError("--upstream: must begin with https:// or http:// and name a host")
         prefix = parts.path.rstrip("/")
-        if not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)*", prefix) or normalise_path(prefix.encode()) not in (prefix, "/"):
+        if not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)*", prefix) or (
+            prefix and normalise_path(prefix.encode()) != prefix
+        ):
             raise ConfigError("--upstream: its path may have letters, digits and ._~- only")
         default = 443 if parts.scheme == "https" else 80
         return cls(parts.scheme, parts.hostname, port or default, prefix.removesuffix("/v1"))

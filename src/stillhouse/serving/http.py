@@ -307,6 +307,16 @@ class AccessGuard:
         if self._digests and scope["path"] not in PUBLIC_PATHS:
             self._check_token("" if authorization is None else authorization.decode("latin-1"))
 
+    def check_host(self, scope: Scope) -> None:
+        """As :meth:`check`, without a token: for what is passed on with the caller's own credential.
+
+        :raises HttpError: 400 for another host, for none, or for several.
+        """
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) > 1:
+            raise HttpError(400, "wrong_host", "the request has more than one header Host")
+        self._check_host(hosts[0].decode("latin-1") if hosts else "", scope)
+
     def is_authorized(self, scope: Scope) -> bool:
         """Whether the client may see all details: it sent a valid token, or none is needed."""
         return not self._digests or self._is_valid(get_header(scope, b"authorization"))

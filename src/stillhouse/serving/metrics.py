@@ -8,7 +8,7 @@ snapshot, so no counter ever decreases; at most its last second of counts is los
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -27,6 +27,7 @@ from stillhouse.serving.reports import write_file
 __all__ = ["CONTENT_TYPE_LATEST", "Counts", "Metrics"]
 
 _SECONDS_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_SLOW_BUCKETS = (*_SECONDS_BUCKETS, 10.0, 30.0, 60.0, 120.0, 300.0)
 _CONFIDENCE_BUCKETS = tuple(i / 20 for i in range(1, 21))
 
 _COUNTERS = {
@@ -37,11 +38,22 @@ _COUNTERS = {
     "teacher_calls": ("Calls of the cascade to teachers", ("agent", "teacher")),
     "teacher_rows": ("Rows that the cascade asked teachers about", ("agent", "teacher")),
     "teacher_cost": ("Cost of these calls, in the unit of the prices in the agent file", ("agent", "teacher")),
+    "door_requests": ("Requests at the front door", ("route", "result")),
+    "door_captures": ("Requests that the door may record, by what became of the record", ("result",)),
+    "door_unrecognised": ("Requests that are no task and were passed on unrecorded", ("reason",)),
+    "door_failures": ("Failures of the door after which the request was passed on", ("where",)),
 }
 _HISTOGRAMS = {
     "request_seconds": ("From a request's arrival to its response", ("endpoint",), _SECONDS_BUCKETS),
+    "door_seconds": (
+        "From a request's arrival at the door to the end of its response",
+        ("route", "result"),
+        _SLOW_BUCKETS,
+    ),
     "confidence": ("The decider's probability for the action", ("agent", "decider"), _CONFIDENCE_BUCKETS),
 }
+
+_DOOR_COUNTERS = {"captures": "door_captures", "unrecognised": "door_unrecognised", "failed": "door_failures"}
 
 LabelValues = tuple[str, ...]
 
@@ -124,6 +136,16 @@ class Metrics:
                 self.counts.add("teacher_calls", (agent, teacher), spent.get("calls", 0))
                 self.counts.add("teacher_rows", (agent, teacher), spent.get("rows", 0))
                 self.counts.add("teacher_cost", (agent, teacher), spent.get("money", 0))
+
+    def count_door(self, route: str, result: str, seconds: float) -> None:
+        """Count a request at the front door."""
+        self.counts.add("door_requests", (route, result))
+        self.counts.observe("door_seconds", (route, result), (seconds,))
+
+    def count_records(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """Add the door's counts of captures, unrecognised requests and failures."""
+        for (what, result), number in counts.items():
+            self.counts.add(_DOOR_COUNTERS[what], (result,), number)
 
     def save(self) -> None:
         """Replace this worker's snapshot atomically.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from stillhouse.gateway import CLOSE_KEY
 from stillhouse.serving.http import TARGET_KEY, HttpError
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Protocol(HttpToolsProtocol):
             host = f"[{host}]" if ":" in host else host
             authority = host if url.port is None else f"{host}:{url.port}"
             cast("dict[str, Any]", self.scope)[TARGET_KEY] = authority
+        cast("dict[str, Any]", self.scope)[CLOSE_KEY] = self.transport.close
         super().on_headers_complete()
         self.headers = _DiscardedHeaders()  # for trailers: they are not used, and must not count as headers
 

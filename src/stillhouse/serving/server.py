@@ -27,6 +27,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from stillhouse.errors import ConfigError, DataError, NoChampionError, SchemaError, SignatureError, StillhouseError
+from stillhouse.gateway.door import Door, UpstreamCutError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.knowledge.answers_page import MAX_PAGE_ROWS, Cursor, answers_since
 from stillhouse.knowledge.spool import spool_folder, survey
@@ -161,6 +162,7 @@ class Server:
 
     :param agents: the agents to serve; they are neither made nor closed here.
     :param metrics: this process's counts.
+    :param door: takes all requests that are not this server's own; it is opened and closed here.
     """
 
     def __init__(
@@ -170,7 +172,9 @@ class Server:
         limits: RequestLimits | None = None,
         guard: AccessGuard | None = None,
         metrics: Metrics | None = None,
+        door: Door | None = None,
     ) -> None:
+        self._door = door
         self._served = {agent.config.agent: _ServedAgent(agent) for agent in agents}
         self._limits = limits or RequestLimits()
         self._guard = guard or AccessGuard()
@@ -206,6 +210,14 @@ class Server:
 
         self._waiting += 1
         try:
+            if self._door is not None and not _is_own(scope["path"]):
+                endpoint_name = "door"
+                self._guard.check_host(scope)
+                self._require_capacity()
+                handled = await self._door(scope, receive, send)
+                status = handled.status
+                self._metrics.count_door(handled.route, handled.result, time.perf_counter() - began)
+                return
             self._guard.check(scope)
             fast_route = self._fast_routes.get((scope["method"], scope["path"]))
             if fast_route is None:
@@ -224,6 +236,8 @@ class Server:
             response = self._to_http_error(error).response()
             status = response.status
             await send_response(response, send)
+        except UpstreamCutError:
+            raise  # the server closes the connection: the client must not take the answer for complete
         except Exception:
             log.exception("%s %s", scope["method"], scope["path"])
             if started:
@@ -345,7 +359,7 @@ class Server:
 
     def _find_or_only(self, name: str) -> _ServedAgent:
         """The agent of that name; without a name the only one."""
-        if name:
+        if name or not self._served:
             return self._find(name)
         if len(self._served) > 1:
             raise HttpError(
@@ -371,6 +385,7 @@ class Server:
                 Route(f"{per_agent}/knowledge", self._knowledge, methods=get),
                 Route(per_agent, self._status, methods=get),
                 Route("/v1/agents", self._agents, methods=get),
+                Route("/v1/door", self._door_status, methods=get),
                 Route("/invocations", self._score, methods=["POST"]),
                 Route("/ping", self._ping, methods=get),
                 Route("/health", self._ping, methods=get),
@@ -391,11 +406,15 @@ class Server:
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         for served in self._served.values():
             served.recorder = Recorder(served.agent)
+        if self._door is not None:
+            self._door.open()
         saving = asyncio.create_task(self._save_periodically())
         try:
             yield
         finally:
             saving.cancel()
+            if self._door is not None:
+                await self._door.close()
             for served in self._served.values():
                 served.recorder.close()
             self._save()
@@ -409,6 +428,8 @@ class Server:
     def _save(self) -> None:
         """Write this worker's counts and problems for the other workers, and for those that replace it."""
         folder = self._metrics.folder
+        if self._door is not None:
+            self._metrics.count_records(self._door.take_counts())
         try:
             self._metrics.save()
             if folder is not None:
@@ -572,6 +593,24 @@ class Server:
         text = await asyncio.to_thread(self._render_metrics)
         return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
 
+    async def _door_status(self, _request: Request) -> Response:
+        """What passes through the door, over all workers."""
+        if self._door is None:
+            raise HttpError(404, "no_door", "this server has no upstream: stillhouse serve --upstream names one")
+        counters = (await asyncio.to_thread(self._metrics.total)).counters
+        settings = self._door.settings
+        body = {
+            "upstream": str(settings.upstream),
+            "abstain": settings.abstain,
+            "requests": _by_last_label(counters["door_requests"]),
+            "captures": _by_last_label(counters["door_captures"]),
+            "unrecognised": _by_last_label(counters["door_unrecognised"]),
+            "failures": _by_last_label(counters["door_failures"]),
+            "unwritten": self._door.records.waiting,
+            "is_recording": not self._door.records.is_failing,
+        }
+        return Response(json_response(body).body, media_type=JSON)
+
     def _render_metrics(self) -> bytes:
         return self._metrics.render([self._machine_status(served) for served in self._served.values()])
 
@@ -600,6 +639,29 @@ async def _starlette_error(request: Request, error: Exception) -> Response:
         405: ("method_not_allowed", f"{path!r} takes {allowed}, not {request.method[:20]}"),
     }.get(error.status_code, ("refused", str(error.detail)))
     return await _http_error(request, HttpError(error.status_code, code, message, error.headers))
+
+
+def _by_last_label(series: Mapping[tuple[str, ...], float]) -> dict[str, int]:
+    """Counts by their last label."""
+    counts: dict[str, int] = {}
+    for labels, count in series.items():
+        counts[labels[-1]] = counts.get(labels[-1], 0) + round(count)
+    return counts
+
+
+_OWN_PATHS = frozenset(
+    {
+        "/v1/agents",
+        "/v1/door",
+        *(f"/{name}" for name in ("invocations", "ping", "health", "version", "healthz", "readyz", "metrics")),
+        "/openapi.json",
+    }
+)
+
+
+def _is_own(path: str) -> bool:
+    """Whether a path is this server's own even where there is an upstream."""
+    return path in _OWN_PATHS or path.startswith("/v1/agents/")
 
 
 def _endpoint_label(path: str) -> str:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from stillhouse.errors import ConfigError
 from stillhouse.serving.http import AccessGuard, RequestLimits
+
+if TYPE_CHECKING:
+    from stillhouse.gateway.door import DoorSettings
 
 __all__ = ["Settings", "parse_tokens"]
 
@@ -26,6 +30,8 @@ class Settings:
     workers: int = 1
     limits: RequestLimits = field(default_factory=RequestLimits)
     tokens: tuple[str, ...] = field(default=(), repr=False)
+    door: DoorSettings | None = None
+    """What is passed on to which upstream; None: nothing."""
 
     @property
     def loopback(self) -> bool:
@@ -55,8 +61,19 @@ class Settings:
                 f"--host {self.host} can be reached from other machines, and no token is set: put one or more, "
                 "separated by commas, into the environment variable STILLHOUSE_TOKENS, or listen on 127.0.0.1"
             )
+        if not self.agents and self.door is None:
+            raise ConfigError("there is nothing to serve: name an agent, or an upstream with --upstream")
+        if self.door is not None and self._is_own_address(self.door):
+            raise ConfigError(
+                f"--upstream {self.door.upstream} is this server itself: requests would go round for ever"
+            )
         if len(set(self.agents)) < len(self.agents):
             raise ConfigError(f"an agent is named more than once: {' '.join(self.agents)}")
+
+    def _is_own_address(self, door: DoorSettings) -> bool:
+        """Whether the upstream is this server, as far as names tell."""
+        names = {"localhost", "127.0.0.1", "::1"} if self.loopback else {self.host.lower()}
+        return door.upstream.port == self.port and door.upstream.host.lower() in names
 
 
 def parse_tokens(text: str | None) -> tuple[str, ...]:

@@ -17,6 +17,8 @@ from pathlib import Path
 import uvicorn
 
 from stillhouse.errors import StillhouseError
+from stillhouse.gateway.door import Door
+from stillhouse.gateway.settings import secret_key
 from stillhouse.runtime.agent import Agent
 from stillhouse.serving.metrics import Metrics
 from stillhouse.serving.protocol import Protocol
@@ -51,12 +53,19 @@ def run_worker(settings: Settings, listener: socket.socket, name: str, folder: P
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # malformed requests must not fill the log
     try:
         agents = [Agent(agent, follow=False, flush=False) for agent in settings.agents]
+        key = secret_key() if settings.door is not None else b""
     except StillhouseError as error:
         log.error("%s", error)
         raise SystemExit(1) from None
     gc.collect()
     gc.freeze()  # objects made so far stay: leave them out of collections, which delay requests
-    app = Server(agents, limits=settings.limits, guard=settings.guard(), metrics=Metrics(folder, name))
+    app = Server(
+        agents,
+        limits=settings.limits,
+        guard=settings.guard(),
+        metrics=Metrics(folder, name),
+        door=None if settings.door is None else Door(settings.door, key, tokens=settings.tokens),
+    )
     options = uvicorn.Config(
         app,
         loop="uvloop",

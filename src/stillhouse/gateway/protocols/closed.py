@@ -110,8 +110,9 @@ class ClosedObject:
 def read_object(schema: Any) -> ClosedObject | str:
     """The closed object that a JSON schema describes, or why it describes none.
 
-    >>> read_object({"type": "object", "properties": {"intent": {"enum": ["pay", "move"]}}, "required": ["intent"]}).values
-    {'pay': 'pay', 'move': 'move'}
+    >>> intent = {"enum": ["pay", "move"]}
+    >>> read_object({"type": "object", "properties": {"intent": intent}, "required": ["intent"]}).write("move")
+    '{"intent":"move"}'
     >>> read_object({"type": "object", "properties": {"reply": {"type": "string"}}})
     'free schema'
     """
@@ -260,10 +261,10 @@ def read_tools(tools: Any, choice: Any, functions: Iterator[Json | None]) -> Too
     if len(found) > MAX_ACTIONS:
         return Unrecognised("too many options")
     if len(found) == 1 and not may_talk:
-        ((name, content),) = found.items()
-        if content is None:
+        ((name, only),) = found.items()
+        if only is None:
             return Unrecognised("free arguments")
-        if len(content.values) < 2:
+        if len(only.values) < 2:
             return Unrecognised("one option")
         return ToolForm(found, False, name, is_named)
     if NO_TOOL in found:

@@ -323,5 +323,3 @@ def _stream(
     if question.stream_usage:
         yield write_event(base | {"choices": [], "usage": usage})
     yield write_event(DONE)
-
-

@@ -272,9 +272,7 @@ def _stream(response: dict[str, Any], item: dict[str, Any], reply: Reply) -> Ite
         opened = item | {"status": "in_progress", "arguments": ""}
         yield event("response.output_item.added", output_index=0, item=opened)
         yield event("response.function_call_arguments.delta", **where, delta=item["arguments"])
-        yield event(
-            "response.function_call_arguments.done", **where, name=item["name"], arguments=item["arguments"]
-        )
+        yield event("response.function_call_arguments.done", **where, name=item["name"], arguments=item["arguments"])
     else:
         opened = item | {"status": "in_progress", "content": []}
         part = item["content"][0]

@@ -76,9 +76,7 @@ class SystemOne:
                 return form
             # the name of a task says nothing here: the questions are in the key, and the state is the observation
             constant = {"question": {key: question[key] for key in sorted(question)}, **others}
-            questions.append(
-                ClosedQuestion(self.name, model, observation, constant, form, question_id=question_id)
-            )
+            questions.append(ClosedQuestion(self.name, model, observation, constant, form, question_id=question_id))
         return tuple(questions)
 
     def read_answers(self, questions: Sequence[ClosedQuestion], body: bytes, streamed: bool) -> tuple[Answer, ...]:
