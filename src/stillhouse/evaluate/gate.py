@@ -21,7 +21,7 @@ from stillhouse.evaluate.comparing import (
 )
 from stillhouse.evaluate.power import rows_needed
 from stillhouse.quality import measure_title
-from stillhouse.records import Certificate, Comparison, Reason, Scorecard, Verdict, short_id
+from stillhouse.records import Certificate, Comparison, Reason, Scorecard, Verdict, short_id, words_for
 
 __all__ = ["FIRST_LOOK_SHARE", "bound_confidence", "certify", "first_look_confidence", "judge", "next_anchor", "replay"]
 
@@ -70,7 +70,7 @@ def judge(certificate: Certificate) -> Verdict:
     else:
         rival = "no champion yet" if certificate.champion is None else "no worse than the champion"
         result, summary = "promoted", f"{name} promoted: {rival}, within the budgets"
-    return Verdict.model_validate(
+    verdict = Verdict.model_validate(
         {
             "verdict_id": short_id(certificate.agent, "gate", certificate.refresh_id),
             "kind": "gate",
@@ -85,6 +85,7 @@ def judge(certificate: Certificate) -> Verdict:
             "evidence": {"certificate": certificate.model_dump(mode="json", exclude_unset=True)},
         }
     )
+    return words_for(certificate.labels).say_verdict(verdict)
 
 
 def replay(verdict: Verdict) -> Verdict:
@@ -124,6 +125,7 @@ def certify(
         rule=RULE_VERSION,
         anchor=anchor,
         not_compared=tuple(not_compared),
+        **({} if config.outcomes is not None else {"labels": config.labels_are}),
     )
 
 

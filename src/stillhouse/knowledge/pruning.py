@@ -1,6 +1,6 @@
 """File pruning: which data files of a Delta table can contain the rows of a query, by the statistics in its log.
 
->>> from datetime import UTC, datetime
+>>> from datetime import UTC, datetime, timedelta
 >>> clause: Clause = ("observed_at", ">=", datetime(2013, 1, 1, tzinfo=UTC))
 >>> _file_predicate(clause)
 "observed_at >= '2013-01-01T00:00:00+00:00'"
@@ -89,6 +89,15 @@ def newest_observed_at(delta: DeltaTable, before: datetime | None = None) -> dat
     times = dataset.to_table(columns=["observed_at"], filter=row_filter)["observed_at"]
     newest: datetime | None = pc.max(times).as_py()
     return newest
+
+
+def oldest_observed_at(delta: DeltaTable) -> datetime | None:
+    """The earliest ``observed_at``; None if there is no row. Only files that can contain it are read."""
+    minima = pc.drop_null(file_statistics(delta, "min.observed_at"))
+    end = pc.min(minima).as_py() + timedelta(seconds=1) if len(minima) else None  # statistics are truncated
+    dataset, row_filter = observed_in(delta, None, end)
+    oldest: datetime | None = pc.min(dataset.to_table(columns=["observed_at"], filter=row_filter)["observed_at"]).as_py()
+    return oldest
 
 
 def file_statistics(delta: DeltaTable, name: str) -> pa.ChunkedArray:

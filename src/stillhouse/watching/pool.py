@@ -212,7 +212,7 @@ def score_pool(watched: WatchedWindow, as_of: datetime) -> ScoredPool:
     The rows are read once for all members. A member that cannot be loaded or cannot read the rows is skipped, with the
     reason in ``skipped``.
     """
-    members, block, delay = list_members(watched, as_of), watched.settings.watch.block, watched.settings.outcomes.delay
+    members, block, delay = list_members(watched, as_of), watched.settings.watch.block, watched.settings.block_delay
     rule, journal = scoring_rule(watched.settings), watched.base.journal
     measure = get_measure(watched.settings)
     since = _block_start(as_of - HISTORY, block)
@@ -285,7 +285,7 @@ def _score_member(
             ids[first:last],
             begin,
             begin + block,
-            complete=begin + block + settings.outcomes.delay <= as_of,
+            complete=begin + block + settings.block_delay <= as_of,
             clip=settings.quality.clip,
             own=None if own is None else float(own[first:last].mean()),
         )
@@ -398,7 +398,7 @@ def read_pool_state(
 
 def choose_member(watched: WatchedWindow, state: PoolState) -> ChampionChoice:
     """Which member should be champion; where decisions change which outcomes are seen, the pool promotes nobody."""
-    return choose_champion(state, allow_promotion=not watched.settings.outcomes.depend_on_decision)
+    return choose_champion(state, allow_promotion=not watched.settings.labels_depend_on_decision)
 
 
 def list_switches(watched: WatchedWindow) -> list[Switch]:
