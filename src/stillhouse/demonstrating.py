@@ -103,8 +103,8 @@ def list_week_ends(agent: str, bootstrap_weeks: int, weeks: int | None) -> list[
     observations = settings.observations
     if observations.source is None or observations.since is None or settings.outcomes is None:
         raise ConfigError(
-            f"{settings.file}: {'outcomes' if observations.source else 'observations.source'}: a demo replays a history "
-            "from the agent's sources, and this agent has none: name one, or watch and refresh it as its rows come"
+            f"{settings.file}: {'outcomes' if observations.source else 'observations.source'}: a demo replays a "
+            "history from the agent's sources, and this agent lacks one: name it, or watch and refresh as rows come"
         )
     first = observations.since + bootstrap_weeks * _WEEK
     if weeks is None:

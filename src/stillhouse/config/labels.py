@@ -13,14 +13,12 @@ if TYPE_CHECKING:
 __all__ = ["fill_defaults", "label_errors"]
 
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "quality": {"measure": "accuracy"},  # shown as agreement
+    "quality": {"measure": "agreement"},
     "weights": {"follow": "fixed"},  # nothing says which of several teachers is right
     "asking": {"without_outcomes": False},  # a row that the champion decided was not asked about, to save that
     "distillation": {"controller": "fixed", "outcome_weight": 0.0},  # a label has no more to say than its teacher
 }
 _COPIES = 0.0  # the recorded answers are what there is to learn from: each synthetic row would be a new question
-_MARGIN = 0.02
-"""By how much a challenger may agree less: what it may decide alone is promised in `runtime.cascade`."""
 
 
 def fill_defaults(sections: dict[str, Any]) -> dict[str, Any]:
@@ -40,9 +38,6 @@ def fill_defaults(sections: dict[str, Any]) -> dict[str, Any]:
     if isinstance(distillation, Mapping):
         filled["distillation"] = dict(distillation)
         _fill(filled["distillation"], "augment", {"copies": _COPIES})
-    quality = filled["quality"]
-    if isinstance(quality, Mapping) and quality.get("measure") == "accuracy" and not quality.get("own"):
-        _fill(filled, "promotion", {"non_inferiority_margin": _MARGIN})
     return filled
 
 
@@ -50,8 +45,13 @@ def label_errors(config: AgentConfig) -> Iterator[str]:
     """``key: error`` for what makes no sense without outcomes, and for a source without a beginning."""
     if config.observations.source is not None and config.observations.since is None:
         yield "observations.since: is required with `source`: the first moment for which it has rows"
+    measure = config.quality.measure
     if config.outcomes is not None:
+        if measure == "agreement":
+            yield "quality.measure: 'agreement' is for agents without outcomes; this one has some: take 'accuracy'"
         return
+    if measure == "accuracy":
+        yield "quality.measure: 'accuracy' needs outcomes, and the agent has none: take 'agreement'"
     for index, teacher in enumerate(config.teachers):
         fitted = [leaf.name for leaf in leaves((teacher,)) if leaf.teacher.is_fitted]
         if fitted:
@@ -66,8 +66,8 @@ def label_errors(config: AgentConfig) -> Iterator[str]:
         )
     if config.distillation.controller != "fixed":
         yield (
-            "distillation.controller: 'adaptive' weighs teacher against outcomes, and the agent has none: leave it out, "
-            "or add the section `outcomes`"
+            "distillation.controller: 'adaptive' weighs teacher against outcomes, and the agent has none: leave it "
+            "out, or add the section `outcomes`"
         )
     if config.weights.follow != "fixed":
         yield (

@@ -632,7 +632,11 @@ def _measured_quality(
     Accuracy is watched beside the log loss and beside a score of the user's own. A window with a single outcome has no
     AUC, and figures from before the agent file named a measure have none of it: both are compared by the other figures.
     """
-    measures = {quality.measure for quality in (report.quality, report.quality_reference) if quality}
+    measures = {
+        "accuracy" if quality.measure == "agreement" else quality.measure
+        for quality in (report.quality, report.quality_reference)
+        if quality
+    }
     fixed = {"auc": (_AUC, thresholds.auc_drop), "accuracy": (_ACCURACY, thresholds.accuracy_drop)}
     named = [_named_measure(measures.pop())] if len(measures) == 1 and not measures & set(fixed) else []
     compared_by = "accuracy" if named or "accuracy" in measures else "auc"

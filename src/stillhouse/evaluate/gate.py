@@ -312,7 +312,7 @@ def _describe_result(comparison: Comparison, low: float, high: float) -> str:
 def _describe_changed_rows(comparison: Comparison) -> str:
     if comparison.lost is None or comparison.gained is None:
         return ""
-    if comparison.measure == "accuracy":
+    if comparison.measure in ("accuracy", "agreement"):
         return f"; only the challenger is right on {comparison.gained} rows, only the champion on {comparison.lost}"
     return f"; the challenger's score is better on {comparison.gained} rows, the champion's on {comparison.lost}"
 

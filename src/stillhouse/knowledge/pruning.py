@@ -1,6 +1,6 @@
 """File pruning: which data files of a Delta table can contain the rows of a query, by the statistics in its log.
 
->>> from datetime import UTC, datetime, timedelta
+>>> from datetime import UTC, datetime
 >>> clause: Clause = ("observed_at", ">=", datetime(2013, 1, 1, tzinfo=UTC))
 >>> _file_predicate(clause)
 "observed_at >= '2013-01-01T00:00:00+00:00'"
@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -19,7 +19,15 @@ from pyarrow.dataset import Dataset
 
 from stillhouse.knowledge.schemas import TIME
 
-__all__ = ["Clause", "file_statistics", "files_with", "newest_observed_at", "observed_in", "upper_bounds"]
+__all__ = [
+    "Clause",
+    "file_statistics",
+    "files_with",
+    "newest_observed_at",
+    "observed_in",
+    "oldest_observed_at",
+    "upper_bounds",
+]
 
 Clause = tuple[str, Literal["=", "<", "<=", ">", ">=", "in"], Any]
 """``(column, operator, value)`` that a row must satisfy; the value is a string, a datetime, or strings for ``in``."""
@@ -96,7 +104,9 @@ def oldest_observed_at(delta: DeltaTable) -> datetime | None:
     minima = pc.drop_null(file_statistics(delta, "min.observed_at"))
     end = pc.min(minima).as_py() + timedelta(seconds=1) if len(minima) else None  # statistics are truncated
     dataset, row_filter = observed_in(delta, None, end)
-    oldest: datetime | None = pc.min(dataset.to_table(columns=["observed_at"], filter=row_filter)["observed_at"]).as_py()
+    oldest: datetime | None = pc.min(
+        dataset.to_table(columns=["observed_at"], filter=row_filter)["observed_at"]
+    ).as_py()
     return oldest
 
 

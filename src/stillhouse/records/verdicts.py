@@ -217,7 +217,8 @@ class Examination(Record):
     min_answered: Fraction
     min_agreement: Fraction
     labels: LabelKind = Field(
-        default="outcomes", description="what it was judged by; teacher answers: its own, so it was compared with nothing"
+        default="outcomes",
+        description="what it was judged by; teacher answers: its own, so it was compared with nothing",
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+
 from stillhouse.records.base import Record
 from stillhouse.records.verdicts import LabelKind, Verdict
 
@@ -28,14 +29,12 @@ class Words(Record):
     label: str
     labels: str
     accuracy: str
-    right: str
 
     def say(self, text: str) -> str:
         """A sentence about outcomes in these words. What is quoted, a key or a name with ``_`` or ``.`` stays."""
         if self.kind == "outcomes":
             return text
-        plain = {"outcome": self.label, "outcomes": self.labels, "accuracy": self.accuracy, "is right on": self.right}
-        return _WORD.sub(lambda match: match[0] if match["kept"] else _replace(match[0], plain), text)
+        return _PHRASE.sub(lambda match: match[0] if match["kept"] else _ANSWER_PHRASES[match[0]], text)
 
     def say_verdict(self, verdict: Verdict) -> Verdict:
         """The verdict with its summary and the texts of its reasons in these words; its evidence stays."""
@@ -53,23 +52,24 @@ def words_for(kind: LabelKind) -> Words:
 # --------------------------------------------------------------------------- inside
 
 _WORDS: Mapping[LabelKind, Words] = {
-    "outcomes": Words(
-        kind="outcomes", label="outcome", labels="outcomes", accuracy="accuracy", right="is right on"
-    ),
+    "outcomes": Words(kind="outcomes", label="outcome", labels="outcomes", accuracy="accuracy"),
     "teacher answers": Words(
-        kind="teacher answers",
-        label="teacher's answer",
-        labels="teacher's answers",
-        accuracy="agreement",
-        right="agrees on",
+        kind="teacher answers", label="teacher's answer", labels="teacher's answers", accuracy="agreement"
     ),
 }
 
-_WORD = re.compile(
-    r"""(?P<kept>`[^`]*`|(?<!\w)'[^'\s][^']*'(?!\w)|"[^"]*"|[\w.]*[_.][\w.]*\w)|(?<![\w.'-])(?:[Oo]utcomes?|[Aa]ccuracy|is right on)(?![\w'-])"""
+_ANSWER_PHRASES: Mapping[str, str] = {
+    "an outcome": "a teacher's answer",
+    "outcome": "teacher's answer",
+    "outcomes": "teacher's answers",
+    "accuracy": "agreement",
+    "Accuracy": "Agreement",
+    "is right on": "agrees on",
+    "errs more than it did": "agrees less with the recorded answers than it did",
+}
+"""What sentences about outcomes say, and what they say where there are none."""
+
+_PHRASE = re.compile(
+    r"""(?P<kept>`[^`]*`|(?<!\w)'[^'\s][^']*'(?!\w)|"[^"]*"|[\w.]*[_.][\w.]*\w)"""
+    rf"""|(?<![\w.'-])(?:{"|".join(sorted(_ANSWER_PHRASES, key=len, reverse=True))})(?![\w'-])"""
 )
-
-
-def _replace(found: str, plain: Mapping[str, str]) -> str:
-    word = plain[found[0].lower() + found[1:]]
-    return word[0].upper() + word[1:] if found[0].isupper() else word

@@ -90,8 +90,8 @@ def _read_from_sources(settings: AgentConfig, since: datetime, until: datetime) 
     if settings.observations.source is None or settings.outcomes is None:
         lacking = "observations.source" if settings.observations.source is None else "outcomes"
         raise ConfigError(
-            f"{settings.file}: {lacking}: is not given, so there is no source of it to replay from: leave --from-sources "
-            "out, and the rows of the knowledge base are replayed"
+            f"{settings.file}: {lacking}: is not given, so there is no source of it to replay from: leave "
+            "--from-sources out, and the rows of the knowledge base are replayed"
         )
     observe = resolve(settings.observations.source, where=f"{settings.file}: observations.source")
     learn = resolve(settings.outcomes.source, where=f"{settings.file}: outcomes.source")

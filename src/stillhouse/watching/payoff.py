@@ -236,7 +236,7 @@ def _rows_loss(probs: Array, labels: Array, rows: pd.DataFrame, measure: Measure
     if measure.row_scores is None and len(np.unique(labels)) < 2:
         return math.nan
     oriented = measure.sign * measure.value(probs.astype(np.float64), labels, rows)
-    return 1.0 - oriented if measure.name in ("accuracy", "auc") else -oriented
+    return 1.0 - oriented if measure.name in ("accuracy", "agreement", "auc") else -oriented
 
 
 # --------------------------------------------------------------------------- what cannot be done now
@@ -258,10 +258,13 @@ def _list_impossible(watched: WatchedWindow, as_of: datetime, state: PoolState) 
         yield "recalibrate", reason
     states = read_evidence_states(watched.base, champion, as_of) if settings.watch.false_alarms else []
     if not any(step.alarm for step in states if step.process == "teacher_outcomes"):
-        yield "renew", (
-            "the outcomes do not show that the teacher is failing"
-            if settings.outcomes is not None
-            else "there are no outcomes, which alone could show that the teacher is failing"
+        yield (
+            "renew",
+            (
+                "the outcomes do not show that the teacher is failing"
+                if settings.outcomes is not None
+                else "there are no outcomes, which alone could show that the teacher is failing"
+            ),
         )
     if reason := _explain_no_training(watched, as_of):
         yield from ((response, reason) for response in _TRAINED)

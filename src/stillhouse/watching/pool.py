@@ -305,7 +305,7 @@ def _first_block(moment: datetime, block: timedelta) -> datetime:
 def block_loss(score: BlockScore, measure: Measure) -> float:
     """The loss of a block in the named measure, oriented so that less is better; NaN if it has none.
 
-    The mean log loss; 1 − accuracy; 1 − AUC; the negative of the user's own score.
+    The mean log loss; 1 − accuracy, or agreement; 1 − AUC; the negative of the user's own score.
 
     >>> from stillhouse.quality import ACCURACY
     >>> day = datetime(2026, 1, 5, tzinfo=UTC)
@@ -323,7 +323,7 @@ def block_loss(score: BlockScore, measure: Measure) -> float:
     match measure.name:
         case "log_loss":
             return score.log_loss
-        case "accuracy":
+        case "accuracy" | "agreement":
             return 1.0 - score.accuracy
         case _:
             return float("nan") if score.score is None else -score.score
@@ -345,7 +345,7 @@ def loss_to_value(loss: float, measure: Measure) -> float:
     >>> loss_to_value(0.25, ACCURACY)
     0.75
     """
-    return measure.sign * (1.0 - loss if measure.name in ("accuracy", "auc") else -loss)
+    return measure.sign * (1.0 - loss if measure.name in ("accuracy", "agreement", "auc") else -loss)
 
 
 # --------------------------------------------------------------------------- evidence

@@ -75,7 +75,8 @@ def draw_watch_figures(
     if report is not None:
         figures["Drift by column"] = plot_drift(report, watched.settings.watch.thresholds.psi)
     if steps := _read_evidence(watched.base, verdict):
-        figures["Evidence"] = plot_evidence(steps, list_cooldowns(watched.base, steps[0].start, verdict.as_of))
+        cooldowns = list_cooldowns(watched.base, steps[0].start, verdict.as_of)
+        figures["Evidence"] = plot_evidence(steps, cooldowns, watched.settings.labels_are)
     if report is not None and report.slices:
         figures["Where teacher and student part"] = plot_slices(report)
     if mixture and (changes := watched.base.journal.weight_changes()):
@@ -157,7 +158,7 @@ def format_watch_page(
     if report is not None:
         parts += ["## Columns", _format_columns(report), format_slices(report.slices)]
     parts += [format_pool(verdict)]
-    parts += [format_weights(mixture)] if mixture else []
+    parts += [watched.settings.words.say(format_weights(mixture))] if mixture else []
     parts += [checks, _format_cost(verdict.cost)]
     parts += [format_links(watched.registry, run_id, docs=data.docs is not None)] if run_id else []
     return "\n\n".join(filter(None, parts))

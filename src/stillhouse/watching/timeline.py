@@ -55,6 +55,7 @@ def read_timeline(base: KnowledgeBase, as_of: datetime | None = None) -> Timelin
         acts=tuple(_list_acts(base, start, end)),
         gains=_read_gains(base, start, end),
         cooldowns=list_cooldowns(base, start, end),
+        labels=base.config.labels_are,
     )
 
 
