@@ -88,7 +88,7 @@ def restore_settings(config: AgentConfig, stored: dict[str, JsonValue], sections
     """
     fields = AgentConfig.model_fields
     restored: dict[str, Any] = {
-        name: TypeAdapter(fields[name].annotation).validate_python(
+        name: TypeAdapter(cast(Any, fields[name].annotation)).validate_python(
             stored.get(name, None if fields[name].default is None else {})
         )
         for name in sections
