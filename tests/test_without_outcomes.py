@@ -16,8 +16,10 @@ from stillhouse import config, ingesting
 from stillhouse.champion import open_registry
 from stillhouse.config import AgentConfig
 from stillhouse.errors import ConfigError, WindowError
+from stillhouse.evaluate import admission
 from stillhouse.evaluate.gate import replay
 from stillhouse.knowledge import KnowledgeBase
+from stillhouse.records import Verdict, words_for
 from stillhouse.rehearsal import rehearse
 from stillhouse.runtime import Agent
 from tests.agents import agent_config, agent_sections
@@ -93,6 +95,46 @@ def test_a_source_needs_a_beginning() -> None:
     sections["observations"]["source"] = "toy:rows"
     with pytest.raises(ValueError, match=r"observations\.since: is required with `source`"):
         AgentConfig.model_validate(sections)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("accuracy 0.91 on 60 outcomes, +0.01", "agreement 0.91 on 60 teacher's answers, +0.01"),
+        ("only the challenger is right on 3 rows", "only the challenger agrees on 3 rows"),
+        ("4 rows without an outcome.", "4 rows without a teacher's answer."),
+        ("see `outcomes.delay` and accuracy_drop", "see `outcomes.delay` and accuracy_drop"),
+        ("column 'outcome' of the champion's outcomes", "column 'outcome' of the champion's teacher's answers"),
+        (
+            "evidence that the student errs more than it did: 1",
+            "evidence that the student agrees less with the recorded answers than it did: 1",
+        ),
+    ],
+)
+def test_sentences_about_outcomes_in_other_words(text: str, expected: str) -> None:
+    assert words_for("teacher answers").say(text) == expected
+    assert words_for("teacher answers").say(expected) == expected
+    assert words_for("outcomes").say(text) == text
+
+
+# --------------------------------------------------------------------------- admission
+
+
+def test_a_teacher_is_admitted_for_answers_that_depend_on_the_row() -> None:
+    settings = AgentConfig.model_validate(sections_without_outcomes())
+    times = pd.date_range("2024-01-01", periods=200, freq="1h", tz="UTC")
+    go = np.random.default_rng(0).random(200)
+    rows = pd.DataFrame({"observed_at": times, "outcome": (go > 0.5).astype(int)})
+
+    def judge(probs: np.ndarray) -> Verdict:
+        examined = admission.examine(settings, "r", times[0].to_pydatetime(), "v1", rows, probs, np.array([0.5, 0.5]))
+        return admission.judge(examined)
+
+    passed = judge(np.column_stack([1 - go, go]))
+    assert passed.result == "admitted" and "agreement with its answers" in passed.summary
+    assert admission.replay(passed) == passed and passed.evidence["examination"]["labels"] == "teacher answers"
+    assert judge(np.tile([0.9, 0.1], (200, 1))).result == "refused"
+    assert judge(np.full((200, 2), np.nan)).result == "refused"
 
 
 # --------------------------------------------------------------------------- the real path
@@ -175,7 +217,12 @@ def test_first_champion_watch_and_refresh_without_outcomes(
     rows = toy.HISTORY.set_index("observation_id").loc[labels["observation_id"]]
     go = toy.FixedRules().features(rows).astype(float).sum(axis=1) > 0
     assert (labels["action"].to_numpy() == np.where(go, "go", "wait")).all()
-    assert {reason.measure for reason in verdict.reasons} >= {"accuracy_drop", "evidence_disagreement"}
+    assert {reason.measure for reason in verdict.reasons} >= {
+        "agreement_drop",
+        "evidence_disagreement",
+        "evidence_student_answers",
+    }
+    assert any("agreement 0.9" in text or "agreement 1.0" in text for text in _texts(verdict)), verdict.reasons
     assert not _speaks_of_outcomes(verdict), verdict.reasons
 
     again = stillhouse.watch("toy", as_of=day(24))
@@ -198,9 +245,12 @@ def test_first_champion_watch_and_refresh_without_outcomes(
         assert "accuracy" not in shown.stdout and "outcome" not in shown.stdout, shown.stdout
 
 
-def _speaks_of_outcomes(verdict: stillhouse.records.Verdict) -> bool:
-    texts = " ".join([verdict.summary, *(reason.text for reason in verdict.reasons)])
-    return "outcome" in texts or "accuracy" in texts
+def _texts(verdict: Verdict) -> list[str]:
+    return [verdict.summary, *(reason.text for reason in verdict.reasons)]
+
+
+def _speaks_of_outcomes(verdict: Verdict) -> bool:
+    return any("outcome" in text or "accuracy" in text for text in _texts(verdict))
 
 
 def test_an_agent_without_rows_says_where_they_come_from(blind: Path) -> None:

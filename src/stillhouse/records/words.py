@@ -37,10 +37,13 @@ class Words(Record):
         return _PHRASE.sub(lambda match: match[0] if match["kept"] else _ANSWER_PHRASES[match[0]], text)
 
     def say_verdict(self, verdict: Verdict) -> Verdict:
-        """The verdict with its summary and the texts of its reasons in these words; its evidence stays."""
+        """The verdict with its summary and reasons in these words; its evidence stays."""
         if self.kind == "outcomes":
             return verdict
-        reasons = tuple(reason.model_copy(update={"text": self.say(reason.text)}) for reason in verdict.reasons)
+        reasons = tuple(
+            reason.model_copy(update={"text": self.say(reason.text), "measure": _name_measure(reason.measure)})
+            for reason in verdict.reasons
+        )
         return verdict.model_copy(update={"summary": self.say(verdict.summary), "reasons": reasons})
 
 
@@ -73,3 +76,15 @@ _PHRASE = re.compile(
     r"""(?P<kept>`[^`]*`|(?<!\w)'[^'\s][^']*'(?!\w)|"[^"]*"|[\w.]*[_.][\w.]*\w)"""
     rf"""|(?<![\w.'-])(?:{"|".join(sorted(_ANSWER_PHRASES, key=len, reverse=True))})(?![\w'-])"""
 )
+
+
+def _name_measure(measure: str) -> str:
+    """The name of a reason's measure: ``agreement_drop`` for ``accuracy_drop``."""
+    return _ANSWER_MEASURES.get(measure, re.sub(r"^accuracy:", "agreement:", measure))
+
+
+_ANSWER_MEASURES: Mapping[str, str] = {
+    "accuracy_drop": "agreement_drop",
+    "evidence_student_outcomes": "evidence_student_answers",
+    "outcomes": "labels",
+}

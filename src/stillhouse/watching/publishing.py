@@ -153,12 +153,13 @@ def format_watch_page(
 
     :param checks: the report of the data checks, as Markdown.
     """
-    parts = [format_heading(verdict), "## Reasons", format_reasons(verdict.reasons), format_reckoning(verdict)]
+    say = watched.settings.words.say
+    parts = [format_heading(verdict), "## Reasons", format_reasons(verdict.reasons), say(format_reckoning(verdict))]
     parts += [f"## {title}\n\n{embed_png(image, title)}" for title, image in figures.items()]
     if report is not None:
         parts += ["## Columns", _format_columns(report), format_slices(report.slices)]
-    parts += [format_pool(verdict)]
-    parts += [watched.settings.words.say(format_weights(mixture))] if mixture else []
+    parts += [say(format_pool(verdict))]
+    parts += [say(format_weights(mixture))] if mixture else []
     parts += [checks, _format_cost(verdict.cost)]
     parts += [format_links(watched.registry, run_id, docs=data.docs is not None)] if run_id else []
     return "\n\n".join(filter(None, parts))
