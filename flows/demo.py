@@ -10,7 +10,6 @@ from pydantic import Field
 
 from flows.refresh import refresh
 from flows.watch import watch
-from stillhouse import config
 from stillhouse.demonstrating import (
     DemoResult,
     Week,
@@ -48,8 +47,9 @@ def demo(
         weeks: number of weeks to replay after that; empty: all weeks that the source contains
         watch_days: days between two watches, 1 or 7
     """
-    start, week = config.load(agent).observations.since, timedelta(weeks=1)
+    week = timedelta(weeks=1)
     ends = list_week_ends(agent, bootstrap_weeks, weeks)
+    start = ends[0] - (bootstrap_weeks + 1) * week
     first, scores = ends[0] - week, list[Week]()
     # `.fn` runs a flow inside this flow run: one page in Prefect then shows the whole demo
     with WeekBoard(agent, len(ends)) as board, listening(board.show_station):

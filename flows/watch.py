@@ -47,6 +47,7 @@ def watch(
     now, window = watching.open_window(agent, as_of)
     data = watching.check_data(agent, window)
     cost = watching.gather_evidence(agent, now, data)
+    data = watching.pin_labels(agent, data)
     mixture = watching.follow_weights(agent, now, data)
     report = watching.measure_drift(agent, data)
     watching.score_pool(agent, now, data)

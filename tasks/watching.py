@@ -20,7 +20,7 @@ from stillhouse.records import (
     Window,
 )
 from stillhouse.watching import deciding, evidence, payoff, pool, promotions
-from stillhouse.watching.window import get_window, open_window
+from stillhouse.watching.window import get_window, open_window, pin_labels
 from tasks.common import engine_task
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "gather_evidence",
     "measure_drift",
     "open_window",
+    "pin_labels",
     "reckon",
     "score_pool",
 ]

@@ -82,6 +82,7 @@ from stillhouse.records import (
     drift_report,
     evidence_steps,
     short_id,
+    words_for,
 )
 
 NOW = datetime(2013, 6, 1, 12, 30, 0, 123456, tzinfo=UTC)
@@ -436,6 +437,7 @@ TEACHER_SHARE = TeacherShare(teacher="t", kinds=("python",), by_file=0.5, now={"
 TEACHER_REPORT = TeacherReport(agent="toy", teachers=(TEACHER_SHARE,), changes=(WEIGHT_CHANGE,))
 TABLE_DRIFT = TableDrift(reference_rows=9, current_rows=8, columns=(COLUMN,))
 ALL: list[Record] = [
+    words_for("teacher answers"),
     WINDOW_SOURCE,
     MODEL_SOURCE,
     ANSWERS_SOURCE,

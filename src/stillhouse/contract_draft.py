@@ -19,7 +19,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from stillhouse.config import AgentConfig, CategoryColumn, Column, Observations
-from stillhouse.errors import PartError, SchemaError, WindowError
+from stillhouse.errors import ConfigError, PartError, SchemaError, WindowError
 from stillhouse.frames import require_distinct, to_texts
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.parts import resolve
@@ -66,9 +66,11 @@ def load_rows(
     if not from_source and (until := base.observed_until()) is not None:
         start, end = _window(start, end, last, default=(until - last, until))
         return base.read("observations", base.window("contract", start, end))
-    since = config.observations.since
+    where, since = f"{config.file}: observations.source", config.observations.since
+    if config.observations.source is None or since is None:
+        remedy = "leave --source out" if from_source else "send it observations, or run `stillhouse import`"
+        raise ConfigError(f"{where}: the agent has none, and its rows are those of its knowledge base: {remedy}")
     start, end = _window(start, end, last, default=(since, since + last))
-    where = f"{config.file}: observations.source"
     source = resolve(config.observations.source, where=where)
     try:
         rows = source(start, end)
@@ -141,8 +143,10 @@ def _draft_head(rows: Frame, observations: Observations) -> Iterator[str]:
     yield f"# Drafted from {len(rows):,} rows of {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC."
     yield "# It contains the observed limits with a margin; only you know which are right. Edit it."
     yield "observations:"
-    yield f"  source: {_to_flow_yaml(observations.source)}"
-    yield f"  since: {observations.since.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    if observations.source is not None:
+        yield f"  source: {_to_flow_yaml(observations.source)}"
+    if observations.since is not None:
+        yield f"  since: {observations.since.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
     yield f"  min_rows: {observations.min_rows}"
     yield f"  max_bad_rows: {_to_flow_yaml(observations.max_bad_rows)}"
 

@@ -174,7 +174,8 @@ def prepare_rows(rows: pd.DataFrame, observations: Observations) -> pd.DataFrame
 
 def observable_days(window: Window, observations: Observations) -> float:
     """Length of the part of the window after ``observations.since``, the only part that can have rows, in days."""
-    return max(window.end - max(window.start, observations.since), timedelta(0)) / timedelta(days=1)
+    start = window.start if observations.since is None else max(window.start, observations.since)
+    return max(window.end - start, timedelta(0)) / timedelta(days=1)
 
 
 # --------------------------------------------------------------------------- columns and their types

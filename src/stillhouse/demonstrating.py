@@ -18,7 +18,7 @@ from pydantic import Field
 
 from stillhouse import config
 from stillhouse.champion import load_version, open_registry
-from stillhouse.errors import WindowError
+from stillhouse.errors import ConfigError, WindowError
 from stillhouse.evaluate.scorecard import measure_quality
 from stillhouse.evaluate.timeline import Curve, Timeline, plot_timeline
 from stillhouse.files import write_atomic
@@ -101,6 +101,11 @@ def list_week_ends(agent: str, bootstrap_weeks: int, weeks: int | None) -> list[
     """
     settings = config.load(agent)
     observations = settings.observations
+    if observations.source is None or observations.since is None or settings.outcomes is None:
+        raise ConfigError(
+            f"{settings.file}: {'outcomes' if observations.source else 'observations.source'}: a demo replays a "
+            "history from the agent's sources, and this agent lacks one: name it, or watch and refresh as rows come"
+        )
     first = observations.since + bootstrap_weeks * _WEEK
     if weeks is None:
         source = resolve(observations.source, where=f"{settings.file}: observations.source")
@@ -290,6 +295,7 @@ def _open_base(agent: str) -> KnowledgeBase:
 def _read_decided_rows(base: KnowledgeBase, window: Window) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The decided rows of the window with ``outcome`` from the source, and their decisions in the same order."""
     settings = base.config
+    assert settings.outcomes is not None  # as list_week_ends has checked
     source = resolve(settings.outcomes.source, where=f"{settings.file}: outcomes.source")
     outcomes = tidy_outcomes(source(window.start, window.end), settings)
     outcomes = outcomes.sort_values("known_at", kind="stable").drop_duplicates("observation_id", keep="last")

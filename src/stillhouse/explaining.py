@@ -8,7 +8,7 @@ from stillhouse.evaluate.comparing import lower_bound
 from stillhouse.evaluate.gate import bound_confidence
 from stillhouse.pages import format_heading, format_reasons, format_table
 from stillhouse.quality import measure_title
-from stillhouse.records import Certificate, ModelRef, Proof, SameRows, Verdict, drift_report
+from stillhouse.records import Certificate, ModelRef, Proof, SameRows, Verdict, drift_report, words_for
 from stillhouse.registry import Registry, names
 from stillhouse.registry.links import Links
 from stillhouse.shown import escape_code
@@ -139,9 +139,9 @@ def _format_same_rows(same_rows: SameRows) -> list[str]:
 
 def _format_comparisons(certificate: Certificate) -> list[str]:
     """Every comparison of the gate, by window and slice; empty for a first champion."""
-    confidence = bound_confidence(certificate)
+    confidence, say = bound_confidence(certificate), words_for(certificate.labels).say
     rows = [
-        f"| {md(one.window)} | {md(measure_title(one.measure))} | {one.rows:,} | {one.challenger:.4f} "
+        f"| {md(one.window)} | {md(say(measure_title(one.measure)))} | {one.rows:,} | {one.challenger:.4f} "
         f"| {one.champion:.4f} | {one.difference:+.4f} | {lower_bound(one, confidence):+.4f} | {one.margin:.4g} |"
         for one in certificate.comparisons
     ]

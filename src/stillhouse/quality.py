@@ -9,7 +9,7 @@ the measure's own unit and direction. Compression and the watch need one scale f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from stillhouse.stats import measure_auc
 
 __all__ = [
     "ACCURACY",
+    "AGREEMENT",
     "AUC",
     "Measure",
     "clipped_log_loss",
@@ -36,14 +37,14 @@ Array = np.ndarray[Any, Any]
 RowScores = Callable[[Array, Array, pd.DataFrame | None], Array]
 """Scores of the rows, float ``[n]`` in the measure's own direction, from probabilities, labels and rows."""
 
-_TITLES: Mapping[str, str] = {"auc": "AUC", "accuracy": "accuracy", "log_loss": "log loss"}
+_TITLES: Mapping[str, str] = {"auc": "AUC", "accuracy": "accuracy", "agreement": "agreement", "log_loss": "log loss"}
 
 
 @dataclass(frozen=True)
 class Measure:
     """A measure of quality.
 
-    :param name: ``log_loss``, ``accuracy``, ``auc``, or the name of the user's own score.
+    :param name: ``log_loss``, ``accuracy``, ``agreement``, ``auc``, or the name of the user's own score.
     :param low: smallest score of a row, in the unit of the measure; ``high`` likewise.
     :param better: the direction that is better.
     :param row_scores: None: only all rows together have a value (AUC).
@@ -209,6 +210,9 @@ def _accuracy_rows(probs: Array, labels: Array, rows: pd.DataFrame | None) -> Ar
 ACCURACY = Measure("accuracy", "", 0.0, 1.0, "higher", _accuracy_rows)
 """The share of right decisions."""
 
+AGREEMENT = replace(ACCURACY, name="agreement")
+"""The same where the labels are answers of the teacher."""
+
 AUC = Measure("auc", "", 0.0, 1.0, "higher", None)
 """The area under the ROC curve of the second of two actions."""
 
@@ -223,6 +227,7 @@ def _log_loss_measure(quality: QualitySettings) -> Measure:
 _MEASURES: Mapping[str, Callable[[QualitySettings], Measure]] = {
     "log_loss": _log_loss_measure,
     "accuracy": lambda quality: ACCURACY,
+    "agreement": lambda quality: AGREEMENT,
     "auc": lambda quality: AUC,
 }
 

@@ -48,7 +48,9 @@ _TIMED_ROWS = 8
 _TEACHER_SECONDS = 2.0
 """Time that a local teacher may take for the rows of the short pass."""
 _SOURCE_PERIOD = timedelta(weeks=2)
-"""Period that is read from the sources."""
+"""Period that is read from the sources, or the newest rows of the knowledge base."""
+_STORED = "knowledge base"
+_MIN_ROWS = 100
 
 
 def rehearse(config: AgentConfig, rows: int | None = None) -> Iterator[str]:
@@ -59,12 +61,15 @@ def rehearse(config: AgentConfig, rows: int | None = None) -> Iterator[str]:
     """
     _require_budget(config)
     KnowledgeBase(config).tables.require_column_types()
-    observed = _read_observations(config)
+    start = _find_start(config)
+    observed = _read_observations(config, start)
     count = len(config.observations.columns)
-    yield f"{config.observations.source}: {len(observed)} observations with {count} column{'s' * (count != 1)}"
-    labelled = _read_labelled(config, observed)
-    yield f"{config.outcomes.source}: {len(labelled)} outcomes ({_describe_shares(config, labelled['outcome'])})"
-    window = _observed_window(config, observed)
+    source = config.observations.source or _STORED
+    yield f"{source}: {len(observed)} observations with {count} column{'s' * (count != 1)}"
+    labelled = _read_labelled(config, observed, start)
+    source = config.outcomes.source if config.outcomes else _STORED
+    yield f"{source}: {len(labelled)} {config.words.labels} ({_describe_shares(config, labelled['outcome'])})"
+    window = _observed_window(config, observed, start)
     yield _check_contract(config, observed, window)
     yield _check_windows(config, observed, labelled, window)
     yield _describe_defaults(config, labelled, window)
@@ -147,9 +152,9 @@ def _spread_over_time(rows: pd.DataFrame, limit: int) -> pd.DataFrame:
 # --------------------------------------------------------------------------- data contract and windows
 
 
-def _observed_window(config: AgentConfig, observed: pd.DataFrame) -> Window:
+def _observed_window(config: AgentConfig, observed: pd.DataFrame, start: datetime) -> Window:
     """The period of the rows that were read; it ends now, or at the newest row if that is the agent's clock."""
-    start, newest = config.observations.since, observed["observed_at"].iloc[-1].to_pydatetime()
+    newest = observed["observed_at"].iloc[-1].to_pydatetime()
     end = min(start + _SOURCE_PERIOD, max(datetime.now(UTC), newest + timedelta(microseconds=1)))
     if config.watch.clock == "newest_observation":
         end = min(end, newest + timedelta(microseconds=1))
@@ -205,7 +210,7 @@ def _check_windows(config: AgentConfig, observed: pd.DataFrame, labelled: pd.Dat
             f"({fitted.validation_text}): lengthen it, or lower or remove `distillation.validation_every`"
         )
     return (
-        f"windows: {labelled_rate:,.4g} rows with outcomes a day: about {train_rows:,.0f} to learn from, "
+        f"windows: {labelled_rate:,.4g} rows with {config.words.labels} a day: about {train_rows:,.0f} to learn from, "
         f"{test_rows:,.0f} to judge on"
     )
 
@@ -228,7 +233,7 @@ def _window_lengths(config: AgentConfig, labelled: pd.DataFrame, window: Window)
     windows, span = config.windows, config.windows.train + config.windows.longest_test
     if config.watch.clock == "newest_observation" and window.end < window.start + _SOURCE_PERIOD - timedelta(days=1):
         # a replayed history of less than two weeks: no more rows will come
-        span = min(span, max(timedelta(0), window.end - window.start - config.outcomes.delay))
+        span = min(span, max(timedelta(0), window.end - window.start - config.label_delay))
     rows = round(_rows_per_day(labelled, window) * _to_days(span))
     test = windows.fit_test(rows, span, config.observations.min_rows)
     return min(windows.train, max(timedelta(0), span - test)), test
@@ -316,13 +321,36 @@ def _check_cascade(config: AgentConfig, cascade: CascadeSettings, seconds: float
     )
 
 
-def _read_observations(config: AgentConfig) -> pd.DataFrame:
-    where = f"{config.file}: observations.source"
-    rows = _call_source(resolve(config.observations.source, where=where), config, where)
-    tidied = tidy(rows, config).sort_values("observed_at", kind="stable", ignore_index=True)
-    if len(tidied) < 100:
+def _find_start(config: AgentConfig) -> datetime:
+    """Where the two weeks begin that are read: ``observations.since``; without a source, those of the newest rows."""
+    if config.observations.source is not None and config.observations.since is not None:
+        return config.observations.since
+    base = KnowledgeBase(config)
+    until = base.observed_until()
+    if until is None:
         raise WindowError(
-            f"{where} returns {len(tidied)} rows for the two weeks from {config.observations.since:%Y-%m-%d}, and 100 "
+            f"{config.file}: observations: the agent has no source, and its knowledge base no rows yet: send it "
+            "observations, or run `stillhouse import`, and check again"
+        )
+    return max(base.observed_since(until), until - _SOURCE_PERIOD)
+
+
+def _read_observations(config: AgentConfig, start: datetime) -> pd.DataFrame:
+    if config.observations.source is None:
+        stored = KnowledgeBase(config)
+        rows = stored.read_observations(stored.window("check", start, start + _SOURCE_PERIOD))
+        if len(rows) < _MIN_ROWS:
+            raise WindowError(
+                f"{config.file}: observations: the knowledge base has {len(rows)} rows of the two weeks from "
+                f"{start:%Y-%m-%d}, and {_MIN_ROWS} are needed: send it more, and check again"
+            )
+        return rows
+    where = f"{config.file}: observations.source"
+    rows = _call_source(resolve(config.observations.source, where=where), start, where)
+    tidied = tidy(rows, config).sort_values("observed_at", kind="stable", ignore_index=True)
+    if len(tidied) < _MIN_ROWS:
+        raise WindowError(
+            f"{where} returns {len(tidied)} rows for the two weeks from {start:%Y-%m-%d}, and {_MIN_ROWS} "
             "are needed: set `observations.since` to a time after which there are rows"
         )
     if tidied["observation_id"].duplicated().any():
@@ -330,9 +358,11 @@ def _read_observations(config: AgentConfig) -> pd.DataFrame:
     return tidied.assign(content_key=content_keys(tidied, config))
 
 
-def _read_labelled(config: AgentConfig, observed: pd.DataFrame) -> pd.DataFrame:
+def _read_labelled(config: AgentConfig, observed: pd.DataFrame, start: datetime) -> pd.DataFrame:
+    if config.outcomes is None:
+        return _read_recorded_answers(config, observed, start)
     where = f"{config.file}: outcomes.source"
-    outcomes = _call_source(resolve(config.outcomes.source, where=where), config, where)
+    outcomes = _call_source(resolve(config.outcomes.source, where=where), start, where)
     missing = {"observation_id", "observed_at", "known_at", "action"} - set(outcomes.columns)
     if missing:
         raise PartError(f"{where} lacks the columns {sorted(missing)}")
@@ -349,6 +379,21 @@ def _read_labelled(config: AgentConfig, observed: pd.DataFrame) -> pd.DataFrame:
     return labelled
 
 
+def _read_recorded_answers(config: AgentConfig, observed: pd.DataFrame, start: datetime) -> pd.DataFrame:
+    """The observed rows with an answer of the teacher that was recorded without regard to the champion."""
+    base = KnowledgeBase(config)
+    window = base.window("check", start, start + _SOURCE_PERIOD)
+    rows = base.join_labels(observed.drop_duplicates("observation_id"), window, datetime.now(UTC))
+    labelled = rows[rows["outcome"] >= 0].reset_index(drop=True)
+    if len(labelled) < _MIN_ROWS:
+        raise WindowError(
+            f"{config.file}: outcomes: the agent has none, and its knowledge base has answers of its teacher to "
+            f"{len(labelled)} of {len(observed)} rows since {start:%Y-%m-%d}; {_MIN_ROWS} are needed: record more, "
+            "or add the section `outcomes`"
+        )
+    return labelled
+
+
 def _describe_shares(config: AgentConfig, outcomes: pd.Series) -> str:
     """The share of each action among the outcomes; for many actions, of the most frequent ones."""
     shares = {escape_line(action): float((outcomes == i).mean()) for i, action in enumerate(config.actions)}
@@ -359,8 +404,7 @@ def _describe_shares(config: AgentConfig, outcomes: pd.Series) -> str:
     return f"most often {named}; {sum(share > 0 for share in shares.values())} of {len(shares)} actions"
 
 
-def _call_source(source: Any, config: AgentConfig, where: str) -> pd.DataFrame:
-    start = config.observations.since
+def _call_source(source: Any, start: datetime, where: str) -> pd.DataFrame:
     try:
         rows = source(start, start + _SOURCE_PERIOD)
     except StillhouseError:

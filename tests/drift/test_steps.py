@@ -153,3 +153,26 @@ def test_draws_without_a_teacher_answer_are_not_counted() -> None:
     assert counted.step.clusters == 2 and counted.step.step_rows == len(answered)
     (nothing,) = steps.count_audit(state(), [plan.select_contents(answered.iloc[:0])], [np.empty(0)])
     assert nothing.step.clusters == 0 and nothing.step.mean is None
+
+
+def test_the_uniform_part_of_an_audit_has_each_row_of_a_cell_equally_often_whatever_the_scores():
+    rows = make_rows(days=1, per_day=40)
+    scores = np.where(np.arange(40) < 10, 1.0, 0.01)  # the first rows are drawn far more often
+    drawn, uniform = np.zeros(40), np.zeros(40)
+    for number in range(3000):
+        (plan,) = steps.plan_audit(rows, scores, [(BEGIN, BEGIN + DAY)], WATCH, timedelta(0), f"key {number}")
+        drawn[plan.draws.rows] += 1
+        uniform[plan.draws.rows[plan.is_uniform(WATCH, f"key {number}")]] += 1
+    expected = 3000 * 10 / 40 * WATCH.audit.uniform_share  # 10 draws from cells of four rows
+    assert drawn[:10].mean() > 1.5 * drawn[10:].mean()
+    assert uniform == pytest.approx(expected, abs=5 * np.sqrt(expected))
+    assert uniform[:10].mean() == pytest.approx(uniform[10:].mean(), rel=0.1)
+
+
+def test_the_uniform_part_is_the_same_each_time_and_has_every_row_that_is_a_cell_by_itself():
+    rows = make_rows(days=1, per_day=8)
+    (plan,) = steps.plan_audit(rows, np.arange(8.0), [(BEGIN, BEGIN + DAY)], WATCH, timedelta(0), "key")
+    assert plan.is_uniform(WATCH, "key").all() and len(plan.draws.rows) == 8
+    rows = make_rows(days=1)
+    (plan,) = steps.plan_audit(rows, np.ones(240), [(BEGIN, BEGIN + DAY)], WATCH, timedelta(0), "key")
+    assert (plan.is_uniform(WATCH, "key") == plan.is_uniform(WATCH, "key")).all()

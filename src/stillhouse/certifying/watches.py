@@ -190,7 +190,7 @@ def _compare_choice(settings: AgentConfig, record: Evidence, findings: Findings)
     recorded, what = record.choice, "the choice of the champion in the pool"
     if record.pool is None or recorded is None:
         return
-    choice = choose_champion(record.pool, allow_promotion=not settings.outcomes.depend_on_decision)
+    choice = choose_champion(record.pool, allow_promotion=not settings.labels_depend_on_decision)
     compared = recorded.reasons[: len(recorded.reasons) - len(choice.reasons)]
     if not compared:
         findings.compare(what, recorded.model_dump(mode="json"), choice.model_dump(mode="json"))

@@ -17,7 +17,7 @@ from stillhouse.terminal import Console, Table
 
 if TYPE_CHECKING:
     from stillhouse.evaluating import Contestant, LabelledRows
-    from stillhouse.records import EvaluatedModel, Evaluation, IntervalEstimate
+    from stillhouse.records import EvaluatedModel, Evaluation, IntervalEstimate, Words
 
 __all__ = ["evaluate"]
 
@@ -90,7 +90,7 @@ def evaluate(
     if as_json:
         print_json(evaluation)
     else:
-        _show(evaluation)
+        _show(evaluation, settings.words)
 
 
 def _accept_price(labelled: LabelledRows, champion: Contestant, max_cost: float | None) -> bool:
@@ -109,7 +109,7 @@ def _accept_price(labelled: LabelledRows, champion: Contestant, max_cost: float 
     return typer.confirm(f"{question}. Ask it?", err=True)
 
 
-def _show(evaluation: Evaluation) -> None:
+def _show(evaluation: Evaluation, words: Words) -> None:
     from stillhouse.quality import measure_title
 
     for problem in evaluation.problems:
@@ -119,7 +119,7 @@ def _show(evaluation: Evaluation) -> None:
     share = f"{evaluation.confidence:.4g}"
     interval = f"{float(share) * 100:g} % interval"
     title = f"{measure_title(evaluation.measure)} {evaluation.unit}".rstrip()
-    headings = ("model", "rows", title, interval, "accuracy", "difference", interval)
+    headings = ("model", "rows", title, interval, words.accuracy, "difference", interval)
     table = Table(*headings, padding=(0, 1, 0, 0), pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -141,7 +141,7 @@ def _show(evaluation: Evaluation) -> None:
             console.print(f"{_name(model)}: {_judge(model.difference)}", soft_wrap=True)
     console.print(
         f"{evaluation.rows_read:,} rows read: {evaluation.rows:,} scored, {evaluation.unusable:,} unusable, "
-        f"{evaluation.without_outcome:,} without an outcome, {evaluation.duplicates:,} repeated, "
+        f"{evaluation.without_outcome:,} {words.say('without an outcome')}, {evaluation.duplicates:,} repeated, "
         f"{evaluation.trained_on:,} trained on",
         soft_wrap=True,
     )

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["import_"]
 
+_HEADINGS = {"before": "dealt with before"}
+
 
 def import_(
     agent: AgentName,
@@ -64,7 +66,7 @@ def import_(
     for note in summary.notes:
         console.print(escape_line(note), style="dim")
     counts = ("rows", "before", "added", "duplicates", "quarantined", "decisions", "outcomes")
-    table = Table("", *("dealt with before" if name == "before" else name for name in counts))
+    table = Table("", *(_HEADINGS.get(name, settings.words.say(name)) for name in counts))
     table.add_row("imported", *(f"{getattr(summary, name):,}" for name in counts))
     console.print(table)
     if not summary.before + summary.added + summary.duplicates:
@@ -85,7 +87,8 @@ def _show_preview(preview: Preview, base: KnowledgeBase, known_ids: dict[Knowled
     console.print(table)
     new = preview.count_new(base, known_ids)
     counts = [f"would add {new['observations']:,} observations"]
-    counts += [f"{new[name]:,} {name}" for name in ("decisions", "outcomes") if len(preview.tables[name])]
+    say, tables = base.config.words.say, ("decisions", "outcomes")
+    counts += [f"{new[name]:,} {say(name)}" for name in tables if len(preview.tables[name])]
     problems, existing = len(preview.problems), len(preview.rows) - new["observations"]
     counts += [f"would leave out {existing:,} that are there already"] if existing else []
     counts += [f"would put {problems:,} row{'s' * (problems != 1)} into quarantine"] if problems else []

@@ -42,7 +42,7 @@ def status(
     for problem in read.problems:
         console.print(f"problem: {escape_line(problem)}", soft_wrap=True)
     _show_versions(read, last)
-    counts = ", ".join(f"{count:,} {name}" for name, count in read.tables.items())
+    counts = ", ".join(f"{count:,} {settings.words.say(name)}" for name, count in read.tables.items())
     console.print(f"knowledge base {read.folder}: {counts or 'empty'}")
     console.print(f"spools on this machine: {read.rows_in_spools:,} rows wait for the knowledge base")
     show_spending(read.spent, read.spent_today)

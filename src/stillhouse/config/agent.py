@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -14,6 +15,7 @@ from stillhouse.config.contract import TEXT_MEASURES, Observations, OutcomeSetti
 from stillhouse.config.distillation import Distillation, UpdateSettings
 from stillhouse.config.explain import find_repeated, suggest
 from stillhouse.config.importing import Importing
+from stillhouse.config.labels import fill_defaults, label_errors
 from stillhouse.config.promotion import Budgets, Promotion
 from stillhouse.config.quality import QualitySettings
 from stillhouse.config.runtime import Runtime, Upkeep
@@ -21,7 +23,7 @@ from stillhouse.config.students import AnyStudent
 from stillhouse.config.teachers import AnyTeacher, Asking, EnsembleTeacher, TeacherWeighting, Teaching, leaves
 from stillhouse.config.watching import Watch
 from stillhouse.config.windows import NewestRows, Windows
-from stillhouse.records import COLUMN_DISTANCES
+from stillhouse.records import COLUMN_DISTANCES, LabelKind, Words, words_for
 from stillhouse.shown import escape_line
 
 __all__ = ["AgentConfig", "Margins"]
@@ -60,7 +62,10 @@ class AgentConfig(Section):
         description="what the agent can decide; for two actions, the second is the positive class of the AUC",
     )
     observations: Observations
-    outcomes: OutcomeSettings
+    outcomes: OutcomeSettings | None = Field(
+        default=None,
+        description="where the true actions come from; null: there are none, and quality is agreement with the teacher",
+    )
     quality: QualitySettings = QualitySettings()
     teachers: tuple[AnyTeacher, ...] = Field(min_length=1)
     weights: TeacherWeighting = TeacherWeighting()
@@ -91,6 +96,40 @@ class AgentConfig(Section):
         return str(path.relative_to(working_directory) if path.is_relative_to(working_directory) else path)
 
     @property
+    def labels_are(self) -> LabelKind:
+        """What rows are labelled with: outcomes, or answers that the teacher gave without regard to the champion."""
+        return "teacher answers" if self.outcomes is None else "outcomes"
+
+    @property
+    def words(self) -> Words:
+        """The words for the labels on every surface.
+
+        >>> import stillhouse
+        >>> stillhouse.load_config("flights").words.accuracy
+        'accuracy'
+        """
+        return words_for(self.labels_are)
+
+    @property
+    def label_delay(self) -> timedelta:
+        """Time until a label is known: ``outcomes.delay``; an answer of the teacher is known at once."""
+        return timedelta(0) if self.outcomes is None else self.outcomes.delay
+
+    @property
+    def block_delay(self) -> timedelta:
+        """Time after the end of a block of rows until its labels are complete.
+
+        That is ``outcomes.delay``. Without outcomes it is a step of evidence (``watch.every``), because a row's answer
+        is known at the end of the step that it was audited in.
+        """
+        return self.watch.every if self.outcomes is None else self.outcomes.delay
+
+    @property
+    def labels_depend_on_decision(self) -> bool:
+        """Whether a decision changes which labels are seen: never, where the teacher is asked blindly."""
+        return self.outcomes is not None and self.outcomes.depend_on_decision
+
+    @property
     def synthetic_copies(self) -> float:
         """Synthetic rows per observed row: ``distillation.augment.copies``, or its default."""
         copies = self.distillation.augment.copies
@@ -118,6 +157,11 @@ class AgentConfig(Section):
             total=2 * test if promotion.total_margin is None else promotion.total_margin,
             slice=4 * default if promotion.slice_margin is None else promotion.slice_margin,
         )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults_without_outcomes(cls, sections: Any) -> Any:
+        return fill_defaults(sections) if isinstance(sections, dict) else sections
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> AgentConfig:
@@ -246,7 +290,7 @@ def _student_errors(config: AgentConfig) -> Iterator[str]:
 
 
 def _retention_errors(config: AgentConfig) -> Iterator[str]:
-    needed = config.windows.train + config.windows.longest_test + config.outcomes.delay
+    needed = config.windows.train + config.windows.longest_test + config.label_delay
     if config.upkeep.keep is not None and config.upkeep.keep < needed:
         yield (
             f"upkeep.keep: is {config.upkeep.keep}, and a refresh trains and tests on rows of {needed} (windows.train, "
@@ -313,6 +357,7 @@ def _threshold_errors(config: AgentConfig) -> Iterator[str]:
 
 _CHECKS: tuple[Callable[[AgentConfig], Iterator[str]], ...] = (
     _name_errors,
+    label_errors,
     _feature_errors,
     _quality_and_slice_errors,
     _teacher_and_student_errors,

@@ -221,12 +221,17 @@ class Observations(Section):
     (('temp',), ('origin',))
     """
 
-    source: Target = Field(
+    source: Target | None = Field(
+        default=None,
         description="'module:function', called as (start, end); returns rows with observation_id, observed_at and the "
-        "columns"
+        "columns; null: rows are those of the knowledge base, where the application or `stillhouse import` puts them",
     )
     columns: dict[str, Column] = Field(min_length=1, description="the features, and what the contract allows in each")
-    since: AwareDatetime = Field(description="first moment for which the source has rows")
+    since: AwareDatetime | None = Field(
+        default=None,
+        description="first moment for which the source has rows; null, without a source: the oldest row of the "
+        "knowledge base",
+    )
     min_rows: int = Field(default=100, ge=1, description="fewest rows, or outcomes, that a window is judged on")
     max_bad_rows: float = Field(
         default=0.05, ge=0, le=1, description="largest share of rows in quarantine; above it the window is refused"

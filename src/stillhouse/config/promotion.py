@@ -88,7 +88,8 @@ class Promotion(Section):
         default=None,
         ge=0,
         description="by how much the challenger may be worse than the champion, in the unit of the named measure; "
-        "null: 0.005 for auc and accuracy, 0.02 nats for log_loss, 0.5 % of the range of a score of your own",
+        "null: 0.005 for auc and accuracy, 0.02 for agreement, 0.02 nats for log_loss, 0.5 % of the range of a score "
+        "of your own",
     )
     total_margin: float | None = Field(
         default=None,

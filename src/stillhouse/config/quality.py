@@ -63,10 +63,10 @@ class QualitySettings(Section):
     ('log_loss', 'log_loss')
     """
 
-    measure: Literal["log_loss", "accuracy", "auc"] = Field(
+    measure: Literal["log_loss", "accuracy", "agreement", "auc"] = Field(
         default="log_loss",
-        description="log_loss: a proper score, clipped at `clip`; auc: for two actions. Accuracy is looked at beside "
-        "each of them",
+        description="log_loss: a proper score, clipped at `clip`; auc: for two actions; agreement: with the teacher, "
+        "the default of an agent without outcomes. Accuracy, or agreement, is looked at beside each of them",
     )
     own: OwnScore | None = Field(default=None, description="a score of your own, which replaces `measure`")
     clip: float = Field(
@@ -97,5 +97,5 @@ class QualitySettings(Section):
         return _OWN_MARGIN * self.range.span if self.own else _DEFAULT_MARGINS[self.measure]
 
 
-_DEFAULT_MARGINS: Mapping[str, float] = {"log_loss": 0.02, "accuracy": 0.005, "auc": 0.005}
+_DEFAULT_MARGINS: Mapping[str, float] = {"log_loss": 0.02, "accuracy": 0.005, "agreement": 0.02, "auc": 0.005}
 _OWN_MARGIN = 0.005  # of the range of a score of the user's own

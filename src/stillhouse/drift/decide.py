@@ -24,6 +24,7 @@ from stillhouse.records import (
     DataReport,
     DriftReport,
     EvidenceStep,
+    LabelKind,
     PoolState,
     Process,
     Quality,
@@ -37,6 +38,7 @@ from stillhouse.records import (
     Verdict,
     VerdictResult,
     short_id,
+    words_for,
 )
 
 __all__ = ["Evidence", "decide", "decide_from_evidence"]
@@ -76,6 +78,7 @@ class Evidence(Record):
     sources: Sources | None = Field(
         default=None, description="rows, model files and settings that the figures were computed from"
     )
+    labels: LabelKind = Field(default="outcomes", description="what the rows of the window are labelled with")
 
 
 class Judgement(NamedTuple):
@@ -165,6 +168,7 @@ def decide(
         choice=choice,
         pool=pool,
         sources=sources,
+        **({} if config.outcomes is not None else {"labels": config.labels_are}),
     )
     return decide_from_evidence(evidence.model_dump(mode="json"))
 
@@ -193,7 +197,7 @@ def decide_from_evidence(evidence: Mapping[str, Any]) -> Verdict:
     judgement = _judge(record)
     as_of = record.as_of.astimezone(UTC)
     champion = record.drift.champion if record.drift else ""
-    return Verdict(
+    verdict = Verdict(
         verdict_id=short_id(record.agent, "watch", as_of.isoformat(), champion),
         kind="watch",
         agent=record.agent,
@@ -205,6 +209,7 @@ def decide_from_evidence(evidence: Mapping[str, Any]) -> Verdict:
         cost=record.cost,
         evidence=_dump_set_fields(record),
     )
+    return words_for(record.labels).say_verdict(verdict)
 
 
 def _dump_set_fields(record: Evidence) -> dict[str, Any]:
@@ -627,7 +632,11 @@ def _measured_quality(
     Accuracy is watched beside the log loss and beside a score of the user's own. A window with a single outcome has no
     AUC, and figures from before the agent file named a measure have none of it: both are compared by the other figures.
     """
-    measures = {quality.measure for quality in (report.quality, report.quality_reference) if quality}
+    measures = {
+        "accuracy" if quality.measure == "agreement" else quality.measure
+        for quality in (report.quality, report.quality_reference)
+        if quality
+    }
     fixed = {"auc": (_AUC, thresholds.auc_drop), "accuracy": (_ACCURACY, thresholds.accuracy_drop)}
     named = [_named_measure(measures.pop())] if len(measures) == 1 and not measures & set(fixed) else []
     compared_by = "accuracy" if named or "accuracy" in measures else "auc"

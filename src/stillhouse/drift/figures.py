@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.drift.explain import rank_columns
 from stillhouse.plotting import BLUE, FAINT, INK, ORANGE, PURPLE, SKY, VERMILLION
-from stillhouse.records import ColumnDrift, DriftReport, EvidenceStep, Process, SliceDrift, split_restarts
+from stillhouse.records import (
+    ColumnDrift,
+    DriftReport,
+    EvidenceStep,
+    LabelKind,
+    Process,
+    SliceDrift,
+    split_restarts,
+    words_for,
+)
 from stillhouse.shown import escape_label
 
 if TYPE_CHECKING:
@@ -82,7 +91,11 @@ def plot_drift(report: DriftReport, threshold: float | None = 0.25, columns: int
     return figure
 
 
-def plot_evidence(steps: Sequence[EvidenceStep], cooldowns: Sequence[tuple[datetime, datetime]] = ()) -> Figure:
+def plot_evidence(
+    steps: Sequence[EvidenceStep],
+    cooldowns: Sequence[tuple[datetime, datetime]] = (),
+    labels: LabelKind = "outcomes",
+) -> Figure:
     """Evidence over time on a logarithmic scale, and below it a panel per process with the mean loss of each step.
 
     The dashed line in the upper panel is the threshold of one process alone: the guaranteed average run length divided
@@ -91,6 +104,7 @@ def plot_evidence(steps: Sequence[EvidenceStep], cooldowns: Sequence[tuple[datet
 
     :param steps: of one agent, in any order.
     :param cooldowns: hatched: start and end of each time in which a watch held because the last refresh was too young.
+    :param labels: what the agent's labels are.
     """
     from matplotlib.figure import Figure
 
@@ -108,7 +122,8 @@ def plot_evidence(steps: Sequence[EvidenceStep], cooldowns: Sequence[tuple[datet
         panels[0].axvspan(*_to_date_numbers([start, end]), facecolor="none", edgecolor=FAINT, hatch="////", lw=0)
     _format_evidence_axes(panels[0], steps, processes, bool(cooldowns))
     for axes, process in zip(panels[1:], processes, strict=True):
-        _plot_losses(axes, [step for step in steps if step.process == process])
+        title = words_for(labels).say(PROCESS_TITLES[process])
+        _plot_losses(axes, [step for step in steps if step.process == process], title)
     _format_time_axis(panels[-1], bool(steps))
     _set_title(figure, "Evidence of harm" + (f", {steps[-1].champion}" if steps else ""), _evidence_notes(steps))
     return figure
@@ -299,7 +314,7 @@ def _format_evidence_axes(
         )
 
 
-def _plot_losses(axes: Axes, steps: Sequence[EvidenceStep]) -> None:
+def _plot_losses(axes: Axes, steps: Sequence[EvidenceStep], title: str) -> None:
     colour = PROCESS_COLOURS[steps[0].process]
     means = [(step.end, step.mean) for step in steps if step.mean is not None]
     size = 3.5 if len(means) < 200 else 2.0
@@ -326,7 +341,7 @@ def _plot_losses(axes: Axes, steps: Sequence[EvidenceStep]) -> None:
     axes.set_ylim(0, 1.15 * highest)
     axes.set_ylabel("loss (0–1)", fontsize=9, color=INK)
     axes.set_title(
-        f"{PROCESS_TITLES[steps[0].process]}: mean loss of each step; dashed: null mean",
+        f"{title}: mean loss of each step; dashed: null mean",
         fontsize=8,
         color=INK,
         loc="left",

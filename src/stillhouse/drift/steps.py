@@ -50,6 +50,19 @@ class AuditPlan:
         """The drawn observations, one row per draw."""
         return self.rows.iloc[self.draws.rows]
 
+    def is_uniform(self, watch: Watch, key: str) -> Array:
+        """Which draws ignored the scores, bool ``[draws]``: a sample that the student's answers had no part in.
+
+        A draw mixes two choices, and each row is assigned to one of them by its probability under either (thinning): a
+        row of weight ``w = 1 / (rows of its cell · p)`` was drawn uniformly with probability ``uniform_share · w``. So
+        each row of a cell is among these draws with the same probability. A row that is a cell by itself is drawn
+        whatever its score. The same plan and key give the same draws.
+        """
+        seed = int(short_id("uniform", key, self.span[0].isoformat()), 16)
+        chance = np.random.default_rng(seed).random(len(self.draws.rows))
+        uniform: Array = (chance < watch.audit.uniform_share * self.draws.weight) | (self.draws.probability >= 1.0)
+        return uniform
+
     def select_contents(self, content_keys: pd.Series[str]) -> AuditPlan:
         """The plan without the draws of other contents: those that the teacher did not answer.
 

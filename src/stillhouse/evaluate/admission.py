@@ -43,6 +43,8 @@ def examine(
 ) -> Examination:
     """Measure a teacher on labelled ``rows`` that it has not seen.
 
+    Without outcomes it is asked no more than whether it answers, and whether its answers depend on the row.
+
     :param teacher: version of the teacher.
     :param teacher_probs: float ``[n, K]``, NaN where it has no usable answer.
     :param base_rate: share of each action in the training window ``[K]``, the prediction without any input.
@@ -60,6 +62,7 @@ def examine(
     def compare_with(other_probs: Array) -> Comparison | None:
         return compare_models("test", labels, probs, other_probs, margin, clusters, measure=measure, rows=answered_rows)
 
+    by_outcomes = config.outcomes is not None  # against its own answers any teacher would be right
     agreement, error, evidence = (
         _measure_agreement(probs, trusted[1][has_answer], clusters) if trusted else _NOT_COMPARED
     )
@@ -72,8 +75,8 @@ def examine(
         answered=int(has_answer.sum()),
         unanswered=tuple(f"{count} × {reason}" for reason, count in Counter(unanswered).most_common(3)),
         constant=len(probs) > 1 and float(np.ptp(probs, axis=0).max()) < 1e-9,
-        comparison=compare_with(base_rate_probs),
-        against_champion=None if champion is None else compare_with(champion[has_answer]),
+        comparison=compare_with(base_rate_probs) if by_outcomes else None,
+        against_champion=compare_with(champion[has_answer]) if by_outcomes and champion is not None else None,
         trusted=trusted[0] if trusted and agreement is not None else None,
         agreement=agreement,
         agreement_error=error,
@@ -82,6 +85,7 @@ def examine(
         rule=RULE_VERSION,
         min_answered=config.teaching.min_answered,
         min_agreement=config.teaching.min_agreement,
+        **({} if by_outcomes else {"labels": config.labels_are}),
     )
 
 
@@ -142,6 +146,9 @@ def _constant_reason(examination: Examination) -> Reason:
 
 
 def _knowledge_reason(examination: Examination) -> Reason:
+    if examination.labels == "teacher answers":
+        text = "there are no outcomes to examine it by; quality is agreement with its answers"
+        return Reason(measure="outcomes", failed=False, text=text)
     if examination.comparison is not None:
         reason = _gain_reason(examination.comparison, "the base rate's", examination.confidence)
         if reason.failed and examination.against_champion is not None:

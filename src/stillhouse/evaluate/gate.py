@@ -21,7 +21,7 @@ from stillhouse.evaluate.comparing import (
 )
 from stillhouse.evaluate.power import rows_needed
 from stillhouse.quality import measure_title
-from stillhouse.records import Certificate, Comparison, Reason, Scorecard, Verdict, short_id
+from stillhouse.records import Certificate, Comparison, Reason, Scorecard, Verdict, short_id, words_for
 
 __all__ = ["FIRST_LOOK_SHARE", "bound_confidence", "certify", "first_look_confidence", "judge", "next_anchor", "replay"]
 
@@ -70,7 +70,7 @@ def judge(certificate: Certificate) -> Verdict:
     else:
         rival = "no champion yet" if certificate.champion is None else "no worse than the champion"
         result, summary = "promoted", f"{name} promoted: {rival}, within the budgets"
-    return Verdict.model_validate(
+    verdict = Verdict.model_validate(
         {
             "verdict_id": short_id(certificate.agent, "gate", certificate.refresh_id),
             "kind": "gate",
@@ -85,6 +85,7 @@ def judge(certificate: Certificate) -> Verdict:
             "evidence": {"certificate": certificate.model_dump(mode="json", exclude_unset=True)},
         }
     )
+    return words_for(certificate.labels).say_verdict(verdict)
 
 
 def replay(verdict: Verdict) -> Verdict:
@@ -124,6 +125,7 @@ def certify(
         rule=RULE_VERSION,
         anchor=anchor,
         not_compared=tuple(not_compared),
+        **({} if config.outcomes is not None else {"labels": config.labels_are}),
     )
 
 
@@ -310,7 +312,7 @@ def _describe_result(comparison: Comparison, low: float, high: float) -> str:
 def _describe_changed_rows(comparison: Comparison) -> str:
     if comparison.lost is None or comparison.gained is None:
         return ""
-    if comparison.measure == "accuracy":
+    if comparison.measure in ("accuracy", "agreement"):
         return f"; only the challenger is right on {comparison.gained} rows, only the champion on {comparison.lost}"
     return f"; the challenger's score is better on {comparison.gained} rows, the champion's on {comparison.lost}"
 

@@ -21,7 +21,7 @@ from stillhouse.evaluate.scorecard import (
 )
 from stillhouse.evaluate.sources import Role, describe_model
 from stillhouse.latency import measure_latency
-from stillhouse.quality import ACCURACY, Measure, get_measure
+from stillhouse.quality import ACCURACY, AGREEMENT, Measure, get_measure
 from stillhouse.records import Comparison, ComparisonRole, Latency, ModelSource, Proof, Refresh, Scorecard
 from stillhouse.stats import cluster_ids, replace_non_finite
 
@@ -205,7 +205,7 @@ class _Comparing:
         """On the test window, its slices, and what must be remembered; accuracy and the past are looked at beside."""
         promotion, margins = self.config.promotion, self.config.margins
         comparisons = [self._compare("test", champion["test"], margins.test)]
-        if self.measure.name != ACCURACY.name:
+        if self.measure.name not in (ACCURACY.name, AGREEMENT.name):
             margin = max(_ACCURACY_MARGIN, margins.test / self.measure.span)
             role: ComparisonRole = "no_harm" if self.measure.name == "log_loss" else "reported"
             comparisons.append(self._compare("test", champion["test"], margin, role=role, measure=ACCURACY))
@@ -306,7 +306,7 @@ _ACCURACY_MARGIN = 0.005  # of the accuracy that is looked at beside another mea
 def _list_not_compared(
     config: AgentConfig, windows: Mapping[str, pd.DataFrame], comparisons: Sequence[Comparison]
 ) -> list[str]:
-    """Windows that must be remembered and have too few rows with outcomes to be compared."""
+    """Windows that must be remembered and have too few labelled rows to be compared."""
     compared = {comparison.window for comparison in comparisons}
     return [
         f"the window {window.name!r} that must be remembered has {len(windows.get(window.name, ()))} rows with "

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
-from pydantic import JsonValue
+from pydantic import JsonValue, TypeAdapter
 
 from stillhouse.config import AgentConfig
 from stillhouse.records import AnswersSource, ModelSource, Window, WindowSource
@@ -88,7 +88,11 @@ def restore_settings(config: AgentConfig, stored: dict[str, JsonValue], sections
     """
     fields = AgentConfig.model_fields
     restored: dict[str, Any] = {
-        name: type(getattr(config, name)).model_validate(stored.get(name, {})) for name in sections if name != "actions"
+        name: TypeAdapter(cast(Any, fields[name].annotation)).validate_python(
+            stored.get(name, None if fields[name].default is None else {})
+        )
+        for name in sections
+        if name != "actions"
     }
     if "actions" in sections and "actions" in fields and "actions" in stored:
         restored["actions"] = tuple(cast(list[str], stored["actions"]))

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from stillhouse.plotting import BLACK, BLUE, FAINT, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION
 from stillhouse.quality import measure_title
-from stillhouse.records import EvidenceStep, Process, RealisedGain, VerdictResult, split_restarts
+from stillhouse.records import (
+    EvidenceStep,
+    LabelKind,
+    Process,
+    RealisedGain,
+    VerdictResult,
+    split_restarts,
+    words_for,
+)
 from stillhouse.shown import escape_label, wrap_label
 
 if TYPE_CHECKING:
@@ -89,6 +97,7 @@ class Timeline:
     :ivar acts: refreshes and changes of the champion.
     :ivar gains: what changes of the champion were predicted to gain and have gained.
     :ivar cooldowns: times during which a watch found drift and held, because the last refresh was too young.
+    :ivar labels: what the agent's labels are.
     """
 
     agent: str
@@ -104,6 +113,7 @@ class Timeline:
     acts: tuple[Act, ...] = ()
     gains: tuple[RealisedGain, ...] = ()
     cooldowns: tuple[tuple[datetime, datetime], ...] = ()
+    labels: LabelKind = "outcomes"
 
 
 def plot_timeline(timeline: Timeline) -> Figure:
@@ -178,12 +188,22 @@ def _draw_quality(axes: Axes, timeline: Timeline) -> None:
         label = "teacher, on the test\nwindow of its refresh" if index == 0 else None
         axes.plot(_numbers((score.start, score.end)), [score.score] * 2, color=GREEN, lw=3.5, alpha=0.75, label=label)
     if not axes.lines:
-        text = "no outcomes of a complete block are known yet"
+        text = words_for(timeline.labels).say("no outcomes of a complete block are known yet")
         axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=9, color=INK)
         axes.set_yticks([])
     unit = f"{escape_label(timeline.unit)}; " if timeline.unit else ""
     direction = "more" if timeline.better == "higher" else "less"
     _label(axes, f"{escape_label(measure_title(timeline.measure))}\n({unit}{direction} is better)")
+
+
+def _name_process(process: Process, labels: LabelKind) -> str:
+    """The process in the legend; what is compared with outcomes elsewhere, is compared with recorded answers here.
+
+    >>> _name_process("student_outcomes", "outcomes"), _name_process("student_outcomes", "teacher answers")
+    ('student outcomes', 'student answers')
+    """
+    words = process.split("_")
+    return " ".join("answers" if word == "outcomes" and labels == "teacher answers" else word for word in words)
 
 
 def _draw_evidence(axes: Axes, timeline: Timeline) -> None:
@@ -192,7 +212,7 @@ def _draw_evidence(axes: Axes, timeline: Timeline) -> None:
         steps = sorted((step for step in timeline.steps if step.process == process), key=lambda step: step.end)
         for index, run in enumerate(split_restarts(steps)):
             powers = [max(step.log_evidence / _LN_10, _MIN_EXPONENT) for step in run]
-            label = process.replace("_", " ") if index == 0 else None
+            label = _name_process(process, timeline.labels) if index == 0 else None
             axes.plot(_numbers(step.end for step in run), powers, lw=1.3, label=label, **style)
     for index, (since, until, threshold) in enumerate(_thresholds(timeline.steps)):
         name = "threshold of one\nprocess alone" if index == 0 else None

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stillhouse.errors import SchemaError
 from stillhouse.knowledge.answer_cache import AnswerCaches
@@ -45,6 +46,12 @@ class TeacherAnswers:
         An answer with another number of actions does not count.
         """
         return self._caches.probs(rows, teacher, len(self._tables.config.actions))
+
+    def has_any(self, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which of ``rows`` some teacher has answered, in whichever version, bool ``[n]``."""
+        keys = pc.unique(self._tables.select("knowledge", ["content_key"])["content_key"])
+        answered: np.ndarray[Any, np.dtype[np.bool_]] = rows["content_key"].isin(keys.to_pylist()).to_numpy()
+        return answered
 
     def features(self, rows: pd.DataFrame, teacher: str) -> Features | None:
         """The teacher's feature vectors for ``rows``: float32 ``[n, D]``; NaN where it was never asked.

@@ -6,7 +6,7 @@ table          a row is
 observations   an observation: ``observation_id, observed_at, content_key`` and its features
 decisions      a decision: action, probabilities, decider and its version
 knowledge      a teacher's answer to the content of an observation: a probability per action, features if any
-outcomes       the true action of an observation, and when it became known
+outcomes       the true action of an observation, or its teacher's answer, and when it became known
 quarantine     an observation that violates the data contract, with the reasons
 verdicts       a verdict of a watch, gate or promotion, as JSON
 unanswered     a content to which a teacher gave no usable answer, with the reason
@@ -38,9 +38,9 @@ from stillhouse.config import AgentConfig
 from stillhouse.errors import SchemaError, WindowError
 from stillhouse.knowledge import sampling, time_range
 from stillhouse.knowledge.answers import TeacherAnswers
-from stillhouse.knowledge.content import content_keys, tidy
+from stillhouse.knowledge.content import content_keys, tidy, tidy_outcomes
 from stillhouse.knowledge.journal import Journal
-from stillhouse.knowledge.pruning import Clause, files_with, newest_observed_at, observed_in
+from stillhouse.knowledge.pruning import Clause, files_with, newest_observed_at, observed_in, oldest_observed_at
 from stillhouse.knowledge.schemas import MONTH_COLUMN, WINDOWED_TABLES, Table
 from stillhouse.knowledge.tables import Tables, wrap_errors
 from stillhouse.records import DataReport, Window, short_id
@@ -120,6 +120,14 @@ class KnowledgeBase:
             )
         rows = tidied.assign(content_key=content_keys(tidied, self.config))
         return self.tables.append("observations", rows, batch=batch)
+
+    def append_outcomes(self, rows: pd.DataFrame, *, batch: str) -> int:
+        """Append outcomes, or the teacher's answers where there are none.
+
+        :param rows: ``observation_id, observed_at, known_at, action``.
+        :returns: number of rows written; 0 if the batch is there already.
+        """
+        return self.tables.append("outcomes", tidy_outcomes(rows, self.config), batch=batch)
 
     def quarantine(self, report: DataReport, bad_rows: pd.DataFrame) -> DataReport:
         """Put the bad rows of a checked window into quarantine, once.
@@ -364,6 +372,17 @@ class KnowledgeBase:
         """One microsecond after the newest observation; None if there are no observations."""
         newest = self._newest_observed_at()
         return None if newest is None else newest + timedelta(microseconds=1)
+
+    def observed_since(self, otherwise: datetime) -> datetime:
+        """When the agent's history begins: ``observations.since``, or its oldest observation.
+
+        :param otherwise: what is returned if there is neither.
+        """
+        since = self.config.observations.since
+        if since is not None:
+            return since
+        delta = self.tables.open("observations")
+        return (None if delta is None else oldest_observed_at(delta)) or otherwise
 
     def newest_observed_at(self) -> datetime:
         """``observed_at`` of the newest observation; times in the future do not count.

@@ -42,7 +42,8 @@ def tidy(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
     if missing := [name for name in required if name not in rows.columns]:
         raise SchemaError(
             f"observations of agent {agent!r} lack the columns {missing}; they have {list(rows.columns)}. "
-            f"Let {observations.source} deliver them, or change `observations.columns` in the agent file"
+            f"Let {observations.source or 'the application'} deliver them, or change `observations.columns` in the "
+            "agent file"
         )
     tidied = rows[required].reset_index(drop=True)
     if tidied.empty:  # an empty frame often has no dtypes

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -19,7 +19,15 @@ from pyarrow.dataset import Dataset
 
 from stillhouse.knowledge.schemas import TIME
 
-__all__ = ["Clause", "file_statistics", "files_with", "newest_observed_at", "observed_in", "upper_bounds"]
+__all__ = [
+    "Clause",
+    "file_statistics",
+    "files_with",
+    "newest_observed_at",
+    "observed_in",
+    "oldest_observed_at",
+    "upper_bounds",
+]
 
 Clause = tuple[str, Literal["=", "<", "<=", ">", ">=", "in"], Any]
 """``(column, operator, value)`` that a row must satisfy; the value is a string, a datetime, or strings for ``in``."""
@@ -89,6 +97,17 @@ def newest_observed_at(delta: DeltaTable, before: datetime | None = None) -> dat
     times = dataset.to_table(columns=["observed_at"], filter=row_filter)["observed_at"]
     newest: datetime | None = pc.max(times).as_py()
     return newest
+
+
+def oldest_observed_at(delta: DeltaTable) -> datetime | None:
+    """The earliest ``observed_at``; None if there is no row. Only files that can contain it are read."""
+    minima = pc.drop_null(file_statistics(delta, "min.observed_at"))
+    end = pc.min(minima).as_py() + timedelta(seconds=1) if len(minima) else None  # statistics are truncated
+    dataset, row_filter = observed_in(delta, None, end)
+    oldest: datetime | None = pc.min(
+        dataset.to_table(columns=["observed_at"], filter=row_filter)["observed_at"]
+    ).as_py()
+    return oldest
 
 
 def file_statistics(delta: DeltaTable, name: str) -> pa.ChunkedArray:

@@ -356,7 +356,11 @@ def _differences(pairs: Sequence[_Pair], measure: str) -> Array:
     return values
 
 
-_BUILT_IN: Mapping[str, tuple[str, float]] = {"log_loss": ("log_loss", -1.0), "accuracy": ("accuracy", 1.0)}
+_BUILT_IN: Mapping[str, tuple[str, float]] = {
+    "log_loss": ("log_loss", -1.0),
+    "accuracy": ("accuracy", 1.0),
+    "agreement": ("accuracy", 1.0),
+}
 """Field and sign of the measures that every block has."""
 
 

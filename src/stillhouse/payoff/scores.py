@@ -86,7 +86,7 @@ def scoring_rule(settings: AgentConfig) -> str:
     return short_id(
         "scores",
         settings.watch.block,
-        settings.outcomes.delay,
+        settings.block_delay,
         quality.clip,
         own.model_dump_json() if own else "",
         *settings.actions,

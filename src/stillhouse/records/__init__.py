@@ -59,6 +59,7 @@ from stillhouse.records.verdicts import (
     Comparison,
     ComparisonRole,
     Examination,
+    LabelKind,
     Proof,
     Reason,
     RefreshModeName,
@@ -70,6 +71,7 @@ from stillhouse.records.verdicts import (
 )
 from stillhouse.records.verifications import Verification
 from stillhouse.records.windows import CheckFailure, DataReport, Window
+from stillhouse.records.words import Words, words_for
 
 __all__ = [
     "COLUMN_DISTANCES",
@@ -104,6 +106,7 @@ __all__ = [
     "History",
     "HistoryEntry",
     "IntervalEstimate",
+    "LabelKind",
     "Latency",
     "LayerSensitivity",
     "LossBaseline",
@@ -146,8 +149,10 @@ __all__ = [
     "WeightChange",
     "Window",
     "WindowSource",
+    "Words",
     "drift_report",
     "evidence_steps",
     "short_id",
     "split_restarts",
+    "words_for",
 ]

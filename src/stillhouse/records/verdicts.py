@@ -20,6 +20,7 @@ __all__ = [
     "Comparison",
     "ComparisonRole",
     "Examination",
+    "LabelKind",
     "Proof",
     "Reason",
     "RefreshModeName",
@@ -97,6 +98,10 @@ VerdictResult = Literal[
 
 
 ComparisonRole = Literal["non_inferior", "cumulative", "no_harm", "reported"]
+
+
+LabelKind = Literal["outcomes", "teacher answers"]
+"""What the labels of an agent are: outcomes, or answers that its teacher gave without regard to the champion."""
 
 
 class ClusterScores(Record):
@@ -177,6 +182,7 @@ class Certificate(Record):
         default=None,
         description="rows, model files and settings that the figures were computed from; None: an older certificate",
     )
+    labels: LabelKind = Field(default="outcomes", description="what the models were judged by")
 
 
 class Examination(Record):
@@ -210,6 +216,10 @@ class Examination(Record):
     )
     min_answered: Fraction
     min_agreement: Fraction
+    labels: LabelKind = Field(
+        default="outcomes",
+        description="what it was judged by; teacher answers: its own, so it was compared with nothing",
+    )
 
 
 class Proof(Record):

@@ -18,7 +18,7 @@ from stillhouse.distill.split import mask_validation_rows, seconds_since_1970, s
 from stillhouse.distill.training_set import TrainingSet
 from stillhouse.errors import WindowError
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.records import TeacherRef, Window
+from stillhouse.records import TeacherRef, Window, Words
 from stillhouse.teachers.cross_fitting import CrossFit
 from stillhouse.variant import encode
 
@@ -79,7 +79,7 @@ class RefreshData:
     def distillation(self) -> FittedDistillation:
         """The settings of the distillation; what the agent file leaves open is chosen by the rows to train on."""
         rows = self.rows[self.rows["observed_at"] < self.test_start]
-        if not self.base.config.asking.without_outcomes:
+        if not self.base.config.asking.without_outcomes:  # those with an answer only are not counted
             rows = rows[rows["outcome"] >= 0]
         times = seconds_since_1970(rows["observed_at"])
         count = min(len(rows), self.base.config.windows.max_train_rows or len(rows))
@@ -127,9 +127,14 @@ class RefreshData:
         rows = self.read_observations(window)
         labelled = base.limit(rows[rows["outcome"] >= 0].reset_index(drop=True), max_rows)
         room = None if max_rows is None else max_rows - len(labelled)
-        if not base.config.asking.without_outcomes or room == 0:
+        unlabelled = rows[rows["outcome"] < 0].reset_index(drop=True)
+        if not base.config.asking.without_outcomes:
+            if base.config.labels_are == "outcomes":
+                return labelled
+            unlabelled = unlabelled[base.answers.has_any(unlabelled)].reset_index(drop=True)
+        if room == 0:
             return labelled
-        unlabelled = base.limit(rows[rows["outcome"] < 0].reset_index(drop=True), room)
+        unlabelled = base.limit(unlabelled, room)
         if unlabelled.empty:
             return labelled
         return pd.concat([labelled, unlabelled]).sort_values(["observed_at", "observation_id"], ignore_index=True)
@@ -304,10 +309,10 @@ def build_training_set(
     return TrainingSet(x, teacher_probs, labels, widths.numbers, features, cluster_ids, tokens=widths.tokens)
 
 
-def require_rows(rows: int, min_rows: int, window: Window) -> None:
+def require_rows(rows: int, min_rows: int, window: Window, words: Words) -> None:
     """:raises WindowError: if ``window`` has fewer than ``min_rows`` labelled rows."""
     if rows < min_rows:
         raise WindowError(
-            f"{window} has {rows} rows with known outcomes, and {min_rows} are needed: wait for more, "
+            f"{window} has {rows} rows with known {words.labels}, and {min_rows} are needed: wait for more, "
             f"or lengthen `windows.{window.name}` in the agent file"
         )

@@ -134,8 +134,8 @@ def _split_window(window: Window, test_start: datetime) -> tuple[Window, Window]
 def _require_learnable(session: Session, train: Window, test: Window) -> None:
     settings, data = session.settings, session.data
     rows = data.read_training_rows(train).labelled
-    require_rows(len(rows), settings.min_train_rows, train)
-    require_rows(len(data.read_labelled(test)), settings.observations.min_rows, test)
+    require_rows(len(rows), settings.min_train_rows, train, settings.words)
+    require_rows(len(data.read_labelled(test)), settings.observations.min_rows, test, settings.words)
     fitted = session.distillation
     if not mask_validation_rows(rows["observed_at"], fitted).any():
         raise WindowError(

@@ -13,7 +13,18 @@ from stillhouse.pages import (
     format_weights,
 )
 from stillhouse.quality import measure_title
-from stillhouse.records import Contradictions, Frontier, Proof, Questions, Refresh, Scorecard, TeacherWeights, Verdict
+from stillhouse.records import (
+    Contradictions,
+    Frontier,
+    Proof,
+    Questions,
+    Refresh,
+    Scorecard,
+    TeacherWeights,
+    Verdict,
+    Words,
+    words_for,
+)
 from stillhouse.registry import Registry, names
 from stillhouse.shown import escape_code
 from stillhouse.shown import escape_markdown as md
@@ -41,8 +52,8 @@ def format_refresh_page(job: Refresh, verdict: Verdict, base: KnowledgeBase, reg
             else []
         ),
         _format_spending(job, base),
-        *_format_teachers(job, registry),
-        _format_questions(job, registry),
+        *map(base.config.words.say, _format_teachers(job, registry)),
+        base.config.words.say(_format_questions(job, registry)),
         format_links(registry, job.run_id, why=True),
     ]
     return "\n\n".join(filter(None, parts))
@@ -54,7 +65,11 @@ def _format_proof(proof: Proof, frontier: Frontier | None, image: bytes) -> list
     shown = {frontier.reference.name, *frontier.best, frontier.chosen} if frontier is not None and many else None
     variants = [card for card in proof.variants if shown is None or card.model in shown]
     cards = [proof.teacher, proof.student, *variants, *([proof.champion] if proof.champion else [])]
-    return ["## Models on the test window", _format_scorecards(cards), embed_png(image, "bytes, latency and quality")]
+    return [
+        "## Models on the test window",
+        _format_scorecards(cards, words_for(proof.certificate.labels)),
+        embed_png(image, "bytes, latency and quality"),
+    ]
 
 
 def _format_compression(frontier: Frontier, image: bytes) -> list[str]:
@@ -113,15 +128,15 @@ def _name_column(measure: str) -> str:
     return "log loss, clipped" if measure == "log_loss" else md(measure_title(measure))
 
 
-def _format_scorecards(cards: list[Scorecard]) -> str:
+def _format_scorecards(cards: list[Scorecard], words: Words) -> str:
     """One row per model; the first figure is the named measure, if all models are measured by it."""
     measures = {card.test.measure for card in cards}
     same = measures.pop() if len(measures) == 1 else "accuracy"
-    named = None if same == "accuracy" else same
+    named = None if same in ("accuracy", "agreement") else same
     headings = [
         "model",
         *([_name_column(named)] if named else []),
-        "accuracy",
+        words.accuracy,
         "calibration error",
         "bytes",
         "p95 (ms)",

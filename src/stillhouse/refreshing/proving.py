@@ -223,8 +223,9 @@ def estimate_loss_baselines(session: Session, teacher: TeacherRef, chosen: Varia
     losses: dict[Process, Array] = {
         "disagreement": total_variation(teacher_probs, probs),
         "student_outcomes": half_brier(probs, labels),
-        "teacher_outcomes": half_brier(teacher_probs, labels),
     }
+    if settings.outcomes is not None:  # otherwise the labels are the teacher's own answers
+        losses["teacher_outcomes"] = half_brier(teacher_probs, labels)
     times, cluster = rows["observed_at"], settings.promotion.cluster
     block = typical_length(session.training_rows.labelled, settings)
     return {

@@ -82,7 +82,7 @@ def request_refresh(
         raise ConfigError(f"cause: has {len(cause)} characters, and may have {_MAX_CAUSE_CHARS}")
     base = KnowledgeBase(settings)
     now = base.resolve_time(as_of)
-    end = now - settings.outcomes.delay
+    end = now - settings.label_delay
     test_start = end - _fit_test_length(base, now, end)
     return RefreshRequest(
         refresh_id=short_id(agent, now.isoformat(), trigger, cause, teacher, mode, settings.model_dump_json()),

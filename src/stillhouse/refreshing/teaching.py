@@ -43,6 +43,12 @@ def prepare_teacher(session: Session) -> TeacherRef:
     :raises RegistryError: if the champion's teachers are to be kept, and there is no champion.
     :raises PartError: if they were made for other actions than the agent file has now.
     """
+    teacher = _fit_or_keep(session)
+    _adopt_recorded_answers(session, teacher)
+    return teacher
+
+
+def _fit_or_keep(session: Session) -> TeacherRef:
     job, settings = session.job, session.settings
     if job.teacher == "fit":
         rows = session.training_rows.labelled
@@ -61,6 +67,18 @@ def prepare_teacher(session: Session) -> TeacherRef:
         )
     log.info("teachers: those of %s are kept", champion.model)
     return ensemble.read_reference(champion.teacher_folder(), champion.baseline.teacher)
+
+
+def _adopt_recorded_answers(session: Session, teacher: TeacherRef) -> None:
+    """Without outcomes: the recorded answers of both windows as what this teacher knows, so nothing is asked twice."""
+    if session.settings.labels_are == "outcomes":
+        return
+    job = session.job
+    labelled = [session.training_rows.labelled, session.data.read_labelled(job.test)]
+    rows = pd.concat(labelled, ignore_index=True)
+    adopted = labeling.adopt_recorded_answers(session.base, teacher.version, rows)
+    log.info("teachers: %s recorded answers need not be asked for again", f"{adopted:,}")
+    session.training_rows.forget_teacher_probs()
 
 
 def weigh_teachers(session: Session, teacher: TeacherRef) -> TeacherRef:
@@ -141,6 +159,8 @@ def gather_knowledge(session: Session, rows: TrainingRows, teacher: TeacherRef) 
     may_answer = (
         np.ones(len(rows), dtype=bool) if job.teacher == "fit" else answered_before | ~members.in_fit_window(rows.frame)
     )
+    if not session.settings.asking.without_outcomes:
+        may_answer &= rows.has_label | answered_before
     chosen = np.zeros(len(rows), dtype=bool)
     chosen[may_answer], limited = select_rows_to_ask(session, members, rows.frame[may_answer], budget)
     if job.teacher == "fit":

@@ -10,7 +10,7 @@ from stillhouse.evaluate.gate import bound_confidence
 from stillhouse.explaining import describe_change, escape_description, format_figures, format_why
 from stillhouse.pages import format_table
 from stillhouse.quality import measure_title
-from stillhouse.records import Comparison, ModelRef, Proof, SameRows, Scorecard, Verdict
+from stillhouse.records import Certificate, Comparison, ModelRef, Proof, SameRows, Scorecard, Verdict, words_for
 from stillhouse.refreshing.session import Session
 from stillhouse.registry import names
 from stillhouse.registry.links import Links
@@ -96,7 +96,7 @@ def format_diff(session: Session, proof: Proof, challenger: str) -> str:
     champion = registry.version(session.agent, name.rpartition("@")[2])  # the session's may be the new one by now
     parts = [f"# {md(challenger)} against {md(name)}", "## Figures on the same rows"]
     header = f"| figure | {md(name)} | {md(challenger)} | difference |"
-    parts.append(format_table(header, list(_list_figures(proof.champion, proof.certificate.challenger))))
+    parts.append(format_table(header, list(_list_figures(proof.champion, proof.certificate))))
     run_id = registry.models.tags(champion).get("refresh_run") if champion is not None else None
     before = registry.runs.params(run_id) if run_id is not None else {}
     now = registry.runs.params(session.job.run_id)
@@ -125,14 +125,15 @@ def _is_decisive(comparison: Comparison) -> bool:
     return comparison.window == "test" and comparison.role == "non_inferior"
 
 
-def _list_figures(champion: Scorecard, challenger: Scorecard) -> Iterator[str]:
+def _list_figures(champion: Scorecard, certificate: Certificate) -> Iterator[str]:
     """Rows of the table of figures; both were measured on the test window of this refresh."""
+    challenger, accuracy = certificate.challenger, words_for(certificate.labels).accuracy
     old, new = champion.test, challenger.test
     figures: list[tuple[str, float | None, float | None]] = []
-    if new.measure not in ("accuracy", "log_loss"):
+    if new.measure not in ("accuracy", "agreement", "log_loss"):
         figures.append((measure_title(new.measure), old.score, new.score))
     figures += [
-        ("accuracy", old.accuracy, new.accuracy),
+        (accuracy, old.accuracy, new.accuracy),
         ("log loss (nats)", old.log_loss, new.log_loss),
         ("calibration error", old.calibration_error, new.calibration_error),
         ("agreement with the new teacher", champion.agreement, challenger.agreement),

@@ -81,4 +81,6 @@ def metric_name(name: str) -> str:
 
 def _quality_metrics(prefix: str, quality: Quality) -> dict[str, float | None]:
     figures = quality.model_dump(exclude={"actions", "named"}) | {"quality": quality.score}
+    if quality.measure == "agreement":  # the same figure, of an agent without outcomes
+        figures["agreement"] = figures.pop("accuracy")
     return {f"{prefix}/{name}": value for name, value in figures.items()}

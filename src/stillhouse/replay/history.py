@@ -57,8 +57,8 @@ class History:
         whole = int((last - start) / step) if steps is None else steps
         if whole < 1 or not (ordered["known_at"] <= start).any():
             raise WindowError(
-                f"agent {settings.agent!r} has no rows with outcomes before {start:%Y-%m-%d %H:%M}, or no step of "
-                f"{step} after it: replay a longer stretch"
+                f"agent {settings.agent!r} has no rows with {settings.words.labels} before {start:%Y-%m-%d %H:%M}, or "
+                f"no step of {step} after it: replay a longer stretch"
             )
         return cls(settings, ordered, start, step, whole, None if ready is None else ready[order])
 

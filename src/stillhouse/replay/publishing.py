@@ -17,6 +17,9 @@ from stillhouse.shown import escape_markdown
 __all__ = ["draw_report", "format_page", "list_headings", "list_rows", "log_replay", "summarize", "write_report"]
 
 
+_ALWAYS_SHOWN = ("log_loss", "accuracy", "agreement")
+
+
 def summarize(report: ReplayReport) -> str:
     """One sentence about what was played."""
     length = report.step_seconds / 86_400
@@ -29,12 +32,12 @@ def summarize(report: ReplayReport) -> str:
 
 def list_headings(report: ReplayReport) -> tuple[str, ...]:
     """The headings of the table."""
-    named = () if report.measure in ("log_loss", "accuracy") else (measure_title(report.measure),)
+    named = () if report.measure in _ALWAYS_SHOWN else (measure_title(report.measure),)
     return (
         "policy",
         *named,
         "log loss",
-        "accuracy",
+        "agreement" if report.measure == "agreement" else "accuracy",
         "responses",
         "gained nothing",
         "trainings",
@@ -50,7 +53,7 @@ def list_rows(report: ReplayReport) -> Iterator[tuple[str, ...]]:
         quality = "" if policy.quality is None else f"{policy.quality:.4f}"
         yield (
             policy.label(len(report.agent_files)),
-            *(() if report.measure in ("log_loss", "accuracy") else (quality,)),
+            *(() if report.measure in _ALWAYS_SHOWN else (quality,)),
             f"{policy.log_loss:.4f}",
             f"{policy.accuracy:.4f}",
             ", ".join(f"{count} {kind}" for kind, count in sorted(policy.responses.items())) or "none",

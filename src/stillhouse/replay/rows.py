@@ -10,7 +10,7 @@ import pandas as pd
 
 from stillhouse.champion import load_version, open_registry
 from stillhouse.config import AgentConfig, Leaf, leaves
-from stillhouse.errors import SchemaError, WindowError
+from stillhouse.errors import ConfigError, SchemaError, WindowError
 from stillhouse.knowledge import KnowledgeBase, content_keys, tidy, tidy_outcomes
 from stillhouse.parts import resolve
 from stillhouse.records import Window
@@ -37,7 +37,9 @@ def read_rows(settings: AgentConfig, since: datetime, until: datetime, *, from_s
             if from_sources
             else ("its knowledge base has", "--from-sources reads the agent's sources instead")
         )
-        raise WindowError(f"agent {settings.agent!r}: {where} no rows with outcomes since {since:%Y-%m-%d}; {other}")
+        raise WindowError(
+            f"agent {settings.agent!r}: {where} no rows with {settings.words.labels} since {since:%Y-%m-%d}; {other}"
+        )
     return rows
 
 
@@ -78,13 +80,19 @@ def _read_stored_probs(settings: AgentConfig, rows: pd.DataFrame, ready: list[Le
 
 def _read_from_knowledge_base(settings: AgentConfig, since: datetime, until: datetime) -> pd.DataFrame:
     base = KnowledgeBase(settings)
-    known_by = until + settings.outcomes.delay
+    known_by = until + settings.block_delay
     rows = base.read_labelled(Window(name="replay", start=since, end=until), known_by)
     return base.join_known_at(rows, known_by)
 
 
 def _read_from_sources(settings: AgentConfig, since: datetime, until: datetime) -> pd.DataFrame:
     """What the sources give, tidied as the knowledge base would store it; the last value of a corrected outcome."""
+    if settings.observations.source is None or settings.outcomes is None:
+        lacking = "observations.source" if settings.observations.source is None else "outcomes"
+        raise ConfigError(
+            f"{settings.file}: {lacking}: is not given, so there is no source of it to replay from: leave "
+            "--from-sources out, and the rows of the knowledge base are replayed"
+        )
     observe = resolve(settings.observations.source, where=f"{settings.file}: observations.source")
     learn = resolve(settings.outcomes.source, where=f"{settings.file}: outcomes.source")
     rows = tidy(observe(since, until), settings).drop_duplicates("observation_id")

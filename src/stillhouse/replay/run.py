@@ -16,6 +16,7 @@ import numpy as np
 
 from stillhouse.config import AgentConfig, load
 from stillhouse.errors import ConfigError, WindowError
+from stillhouse.knowledge import KnowledgeBase
 from stillhouse.quality import get_measure
 from stillhouse.replay.history import History
 from stillhouse.replay.policies import Played
@@ -57,7 +58,7 @@ def replay(
     :param agent: name of an agent file, or its settings.
     :param policies: names, see :data:`~stillhouse.replay.rules.POLICY_NAMES`.
     :param files: further agent files under which every policy is played, too.
-    :param since: begin of the history (UTC); None: ``observations.since``.
+    :param since: begin of the history (UTC); None: ``observations.since``, or the oldest row of the knowledge base.
     :param weeks: number of weeks to play after the first ones (≥ 1); None: as many as there are.
     :param step: time between two decisions (> 0).
     :param first_weeks: weeks before the first champion is trained (≥ 1).
@@ -73,7 +74,7 @@ def replay(
     if not chosen:
         raise ConfigError("a replay needs at least one policy, such as never")
     rate = main.watch.payoff.exchange_rate if exchange_rate is None else exchange_rate
-    first = _in_utc(since) if since else main.observations.since
+    first = _in_utc(since) if since else KnowledgeBase(main).observed_since(datetime.now(UTC))
     span = _Span(first, first + first_weeks * WEEK, step, weeks, from_sources)
     reports, histories = [], []
     for settings in (main, *files):

@@ -130,14 +130,14 @@ class World:
     def own_measure(self) -> Measure | None:
         """The user's own score; None: the agent file names one that every agent has."""
         measure = get_measure(self.history.settings)
-        return None if measure.name in ("log_loss", "accuracy", "auc") else measure
+        return None if measure.name in ("log_loss", "accuracy", "agreement", "auc") else measure
 
     def scores(self, made: Made) -> dict[str, Array]:
         """Mean scores of the model in each step by measure, float ``[T]``; NaN before it was made, or without rows."""
         if made not in self._scores:
             first, log_probs = self._first_row(made), self.log_probs(made)
             own = self.own_measure
-            names = ("log_loss", "accuracy", "auc", *((own.name,) if own else ()))
+            names = ("log_loss", "accuracy", "agreement", "auc", *((own.name,) if own else ()))
             table = {name: np.full(self.steps, np.nan) for name in names}
             for step in range(made.made, self.steps):
                 rows = self.history.rows_of_step(step)
@@ -176,7 +176,7 @@ class World:
         match self.measure:
             case "log_loss":
                 return value
-            case "accuracy" | "auc":
+            case "accuracy" | "agreement" | "auc":
                 return 1.0 - value
             case _:
                 return -get_measure(self.history.settings).sign * value
@@ -188,9 +188,11 @@ def score(log_probs: Array, labels: Array, clip: float) -> dict[str, float]:
     auc = math.nan
     if log_probs.shape[1] == 2 and 0 < labels.sum() < len(labels):
         auc = measure_auc(labels, log_probs[:, 1] - log_probs[:, 0])
+    accuracy = float((log_probs.argmax(axis=1) == labels).mean())
     return {
         "log_loss": float(-np.maximum(log_probs[rows, labels], math.log(clip)).mean()),
-        "accuracy": float((log_probs.argmax(axis=1) == labels).mean()),
+        "accuracy": accuracy,
+        "agreement": accuracy,
         "auc": auc,
     }
 

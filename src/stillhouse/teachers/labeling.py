@@ -25,6 +25,7 @@ from stillhouse.teachers.ensemble import Ensemble, Member
 
 __all__ = [
     "LabelingBudget",
+    "adopt_recorded_answers",
     "ask",
     "ask_cross_fitted",
     "ask_members",
@@ -208,6 +209,36 @@ def ask_members(teacher: Ensemble, rows: pd.DataFrame, max_rows: int, budget: La
         return
     for member in _fitted_members(teacher):
         _complete_answers(budget.base, teacher, member, sample[~teacher.in_fit_window(sample)], budget)
+
+
+def adopt_recorded_answers(base: KnowledgeBase, teacher: str, rows: pd.DataFrame) -> int:
+    """Store the labels of an agent without outcomes as answers of its teacher, where that has none yet.
+
+    A recorded answer is an action alone, so it is certain; a content with several answers has the share of each.
+
+    >>> from datetime import UTC
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from stillhouse.config import load
+    >>> now = datetime(2024, 1, 1, tzinfo=UTC)
+    >>> rows = pd.DataFrame({"observed_at": [now] * 3, "content_key": ["k", "k", "l"], "outcome": [0, 1, 1]})
+    >>> with TemporaryDirectory() as folder:
+    ...     base = KnowledgeBase(load("flights"), Path(folder))
+    ...     adopt_recorded_answers(base, "v1", rows), base.answers.probs(rows, "v1").tolist()
+    (2, [[0.5, 0.5], [0.5, 0.5], [0.0, 1.0]])
+
+    :param teacher: version of the teacher.
+    :param rows: with ``content_key``, ``observed_at`` and ``outcome``, an action index; −1: not answered.
+    :returns: the number of contents that are new.
+    """
+    actions = len(base.config.actions)
+    rows = rows[(rows["outcome"] >= 0) & (rows["outcome"] < actions)].reset_index(drop=True)
+    rows = rows[~_has_probs(base, rows, teacher)].reset_index(drop=True)
+    if rows.empty:
+        return 0
+    certain = pd.DataFrame(np.eye(actions)[rows["outcome"].to_numpy()])
+    shares = certain.groupby(rows["content_key"].to_numpy()).transform("mean").to_numpy()
+    return base.answers.append(rows, shares, teacher=teacher)
 
 
 def member_probs(base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame) -> dict[str, Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from datetime import datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -144,7 +145,9 @@ class _EvidenceCounter:
         key = f"{watched.agent}:{state.champion}:{state.since.isoformat()}"
         planned = steps.plan_audit(watched.rows, scores, due, self.watch, self.cluster, key)
         sample = pd.concat([plan.drawn for plan in planned], ignore_index=True)
+        labelled = self._adopt_recorded_answers(sample)
         probs = labeling.ask(champion.teacher, sample, labeling.open_watch_budget(self.base, self.as_of))
+        self._record_blind_answers(planned, sample.assign(answer=_actions_of(probs)), labelled, key)
         answered = sample["content_key"][~np.isnan(probs[:, 0])]
         planned = [plan.select_contents(answered) for plan in planned]
         losses = steps.measure_audit_losses(
@@ -153,6 +156,41 @@ class _EvidenceCounter:
             lambda rows: self.base.answers.probs(rows, champion.teacher.version),
         )
         return steps.count_audit(state, planned, losses)
+
+    def _adopt_recorded_answers(self, sample: pd.DataFrame) -> set[str]:
+        """Without outcomes: what was recorded about the sample need not be asked again; the ids of these rows."""
+        if self.watched.settings.outcomes is not None or sample.empty:
+            return set()
+        last = sample["observed_at"].max() + CLOCK_RESOLUTION
+        window = self.base.window("audit", sample["observed_at"].min(), last)
+        rows = self.base.join_labels(sample.drop_duplicates("observation_id"), window, self.as_of)
+        labelled = rows[rows["outcome"] >= 0]
+        labeling.adopt_recorded_answers(self.base, self.champion.teacher.version, labelled)
+        return set(labelled["observation_id"])
+
+    def _record_blind_answers(
+        self, planned: list[steps.AuditPlan], sample: pd.DataFrame, labelled: set[str], key: str
+    ) -> None:
+        """Without outcomes: the answers to the rows of each step that were drawn uniformly become its labels, once.
+
+        They are known at the end of their step, however late the watch runs, so that whoever reads a complete block of
+        rows gets the same ones.
+
+        :param sample: the drawn rows of all steps with ``answer``, an action index; −1: not answered.
+        :param labelled: ids of rows that have a label already.
+        """
+        if self.watched.settings.outcomes is not None:
+            return
+        answers = sample.drop_duplicates("observation_id").set_index("observation_id")["answer"]
+        for plan in planned:
+            blind = plan.drawn[plan.is_uniform(self.watch, key)].drop_duplicates("observation_id")
+            indices = answers.reindex(blind["observation_id"]).to_numpy()
+            usable = (indices >= 0) & ~blind["observation_id"].isin(labelled).to_numpy()
+            rows = blind.loc[usable, ["observation_id", "observed_at"]].assign(
+                known_at=pd.Timestamp(plan.span[1]),
+                action=[self.base.config.actions[int(index)] for index in indices[usable]],
+            )
+            self.base.append_outcomes(rows, batch=f"audit:{key}:{plan.span[0].isoformat()}")
 
     def _count_student_outcomes(self, state: EvidenceStep, due: list[steps.Span]) -> list[EvidenceRows]:
         """The champion's loss on every outcome that became known in each step."""
@@ -172,3 +210,9 @@ class _EvidenceCounter:
         labelled["loss"] = np.nan
         labelled.loc[answered, "loss"] = half_brier(probs[answered], labelled["outcome"].to_numpy()[answered])
         return steps.count_outcomes(state, steps.join_outcomes(audited, labelled[answered]), due)
+
+
+def _actions_of(probs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The most probable action of each row, int ``[n]``; −1: no answer."""
+    answered = ~np.isnan(probs[:, 0])
+    return np.where(answered, np.nan_to_num(probs).argmax(axis=1), -1)

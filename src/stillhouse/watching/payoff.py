@@ -153,7 +153,7 @@ def build_situation(
         corrected=_corrected_curve(watched, own.shaped_until, as_of, block, measure),
         exchange_rate=payoff.exchange_rate * measure.span,
         prices=payoff.prices,
-        history=min(settings.windows.train / WEEK, (as_of - settings.observations.since) / WEEK),
+        history=min(settings.windows.train / WEEK, (as_of - watched.base.observed_since(as_of)) / WEEK),
         trainings=_list_trainings(predictions or {}),
         impossible=dict(_list_impossible(watched, as_of, state)),
         explore=payoff.explore,
@@ -236,7 +236,7 @@ def _rows_loss(probs: Array, labels: Array, rows: pd.DataFrame, measure: Measure
     if measure.row_scores is None and len(np.unique(labels)) < 2:
         return math.nan
     oriented = measure.sign * measure.value(probs.astype(np.float64), labels, rows)
-    return 1.0 - oriented if measure.name in ("accuracy", "auc") else -oriented
+    return 1.0 - oriented if measure.name in ("accuracy", "agreement", "auc") else -oriented
 
 
 # --------------------------------------------------------------------------- what cannot be done now
@@ -247,7 +247,7 @@ def _list_impossible(watched: WatchedWindow, as_of: datetime, state: PoolState) 
     settings, champion = watched.settings, watched.champion
     assert champion is not None
     yield from ((member.model, member.why_not) for member in state.members if not member.promotable)
-    if settings.outcomes.depend_on_decision:
+    if settings.labels_depend_on_decision:
         yield "reuse", "decisions change which outcomes are seen (`outcomes.depend_on_decision`)"
     if not settings.student.can_be_updated:
         reason = f"a student of kind {settings.student.kind!r} is always trained from scratch"
@@ -258,7 +258,14 @@ def _list_impossible(watched: WatchedWindow, as_of: datetime, state: PoolState) 
         yield "recalibrate", reason
     states = read_evidence_states(watched.base, champion, as_of) if settings.watch.false_alarms else []
     if not any(step.alarm for step in states if step.process == "teacher_outcomes"):
-        yield "renew", "the outcomes do not show that the teacher is failing"
+        yield (
+            "renew",
+            (
+                "the outcomes do not show that the teacher is failing"
+                if settings.outcomes is not None
+                else "there are no outcomes, which alone could show that the teacher is failing"
+            ),
+        )
     if reason := _explain_no_training(watched, as_of):
         yield from ((response, reason) for response in _TRAINED)
 
@@ -380,7 +387,7 @@ def _answer_common_rows(watched: WatchedWindow, member: str, champion: str, as_o
     settings = watched.settings
     opened = [_open_member(watched, model) for model in (member, champion)]
     length = settings.windows.test or (opened[1].baseline.test.end - opened[1].baseline.test.start)
-    block, delay = settings.watch.block, settings.outcomes.delay
+    block, delay = settings.watch.block, settings.block_delay
     end = EPOCH + (as_of - delay - EPOCH) // block * block
     start = max(end - length, *(_shaped_until(watched, one) for one in opened))
     if start >= end:

@@ -212,7 +212,7 @@ def score_pool(watched: WatchedWindow, as_of: datetime) -> ScoredPool:
     The rows are read once for all members. A member that cannot be loaded or cannot read the rows is skipped, with the
     reason in ``skipped``.
     """
-    members, block, delay = list_members(watched, as_of), watched.settings.watch.block, watched.settings.outcomes.delay
+    members, block, delay = list_members(watched, as_of), watched.settings.watch.block, watched.settings.block_delay
     rule, journal = scoring_rule(watched.settings), watched.base.journal
     measure = get_measure(watched.settings)
     since = _block_start(as_of - HISTORY, block)
@@ -285,7 +285,7 @@ def _score_member(
             ids[first:last],
             begin,
             begin + block,
-            complete=begin + block + settings.outcomes.delay <= as_of,
+            complete=begin + block + settings.block_delay <= as_of,
             clip=settings.quality.clip,
             own=None if own is None else float(own[first:last].mean()),
         )
@@ -305,7 +305,7 @@ def _first_block(moment: datetime, block: timedelta) -> datetime:
 def block_loss(score: BlockScore, measure: Measure) -> float:
     """The loss of a block in the named measure, oriented so that less is better; NaN if it has none.
 
-    The mean log loss; 1 − accuracy; 1 − AUC; the negative of the user's own score.
+    The mean log loss; 1 − accuracy, or agreement; 1 − AUC; the negative of the user's own score.
 
     >>> from stillhouse.quality import ACCURACY
     >>> day = datetime(2026, 1, 5, tzinfo=UTC)
@@ -323,7 +323,7 @@ def block_loss(score: BlockScore, measure: Measure) -> float:
     match measure.name:
         case "log_loss":
             return score.log_loss
-        case "accuracy":
+        case "accuracy" | "agreement":
             return 1.0 - score.accuracy
         case _:
             return float("nan") if score.score is None else -score.score
@@ -345,7 +345,7 @@ def loss_to_value(loss: float, measure: Measure) -> float:
     >>> loss_to_value(0.25, ACCURACY)
     0.75
     """
-    return measure.sign * (1.0 - loss if measure.name in ("accuracy", "auc") else -loss)
+    return measure.sign * (1.0 - loss if measure.name in ("accuracy", "agreement", "auc") else -loss)
 
 
 # --------------------------------------------------------------------------- evidence
@@ -398,7 +398,7 @@ def read_pool_state(
 
 def choose_member(watched: WatchedWindow, state: PoolState) -> ChampionChoice:
     """Which member should be champion; where decisions change which outcomes are seen, the pool promotes nobody."""
-    return choose_champion(state, allow_promotion=not watched.settings.outcomes.depend_on_decision)
+    return choose_champion(state, allow_promotion=not watched.settings.labels_depend_on_decision)
 
 
 def list_switches(watched: WatchedWindow) -> list[Switch]:

@@ -75,7 +75,8 @@ def draw_watch_figures(
     if report is not None:
         figures["Drift by column"] = plot_drift(report, watched.settings.watch.thresholds.psi)
     if steps := _read_evidence(watched.base, verdict):
-        figures["Evidence"] = plot_evidence(steps, list_cooldowns(watched.base, steps[0].start, verdict.as_of))
+        cooldowns = list_cooldowns(watched.base, steps[0].start, verdict.as_of)
+        figures["Evidence"] = plot_evidence(steps, cooldowns, watched.settings.labels_are)
     if report is not None and report.slices:
         figures["Where teacher and student part"] = plot_slices(report)
     if mixture and (changes := watched.base.journal.weight_changes()):
@@ -152,12 +153,13 @@ def format_watch_page(
 
     :param checks: the report of the data checks, as Markdown.
     """
-    parts = [format_heading(verdict), "## Reasons", format_reasons(verdict.reasons), format_reckoning(verdict)]
+    say = watched.settings.words.say
+    parts = [format_heading(verdict), "## Reasons", format_reasons(verdict.reasons), say(format_reckoning(verdict))]
     parts += [f"## {title}\n\n{embed_png(image, title)}" for title, image in figures.items()]
     if report is not None:
         parts += ["## Columns", _format_columns(report), format_slices(report.slices)]
-    parts += [format_pool(verdict)]
-    parts += [format_weights(mixture)] if mixture else []
+    parts += [say(format_pool(verdict))]
+    parts += [say(format_weights(mixture))] if mixture else []
     parts += [checks, _format_cost(verdict.cost)]
     parts += [format_links(watched.registry, run_id, docs=data.docs is not None)] if run_id else []
     return "\n\n".join(filter(None, parts))

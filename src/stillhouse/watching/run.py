@@ -14,7 +14,7 @@ from stillhouse.watching.payoff import reckon
 from stillhouse.watching.pool import score_pool
 from stillhouse.watching.promotions import carry_out, complete_promotion
 from stillhouse.watching.publishing import draw_watch_figures, log_watch
-from stillhouse.watching.window import get_window, open_window
+from stillhouse.watching.window import get_window, open_window, pin_labels
 
 __all__ = ["watch"]
 
@@ -44,6 +44,8 @@ def watch(agent: str, as_of: datetime | None = None, *, contract: ContractCheck 
     data = watched.base.quarantine(*contract(watched.raw, window, watched.settings))
     watched = get_window(agent, data.window)
     cost = gather_evidence(watched, now, data)
+    data = pin_labels(agent, data)
+    watched = get_window(agent, data.window)
     mixture = follow_weights(watched, now)
     report = measure_drift(watched, data)
     score_pool(watched, now)

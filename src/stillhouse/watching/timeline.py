@@ -39,7 +39,7 @@ def read_timeline(base: KnowledgeBase, as_of: datetime | None = None) -> Timelin
     registry, measure = open_registry(base.config.agent), get_measure(base.config)
     versions = registry.pool_versions()
     switches = [switch for switch in list_switches_of(base, versions) if switch.as_of <= end]
-    start = max(end - _LONGEST, min((switch.as_of for switch in switches), default=base.config.observations.since))
+    start = max(end - _LONGEST, min((switch.as_of for switch in switches), default=base.observed_since(end)))
     reigns = _list_reigns(switches, start, end)
     return Timeline(
         agent=base.config.agent,
@@ -55,6 +55,7 @@ def read_timeline(base: KnowledgeBase, as_of: datetime | None = None) -> Timelin
         acts=tuple(_list_acts(base, start, end)),
         gains=_read_gains(base, start, end),
         cooldowns=list_cooldowns(base, start, end),
+        labels=base.config.labels_are,
     )
 
 

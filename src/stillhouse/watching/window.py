@@ -22,7 +22,7 @@ from stillhouse.knowledge import KnowledgeBase, windows
 from stillhouse.records import DataReport, Window
 from stillhouse.registry import PoolVersion, Registry
 
-__all__ = ["WatchedWindow", "get_window", "open_window"]
+__all__ = ["WatchedWindow", "get_window", "open_window", "pin_labels"]
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,11 @@ class WatchedWindow:
         watched = WatchedWindow(self.agent, window, self.champion, self._raw if same_rows else None)
         watched.__dict__["base"] = self.base  # the cached property
         watched.pool = self.pool
+        if window.model_copy(update={"versions": window.versions | {"outcomes": 0}}) == self.window.model_copy(
+            update={"versions": self.window.versions | {"outcomes": 0}}
+        ):  # the same observations with more labels
+            kept = ("observations", "rows", "probs", "profile")
+            watched.__dict__.update({name: self.__dict__[name] for name in kept if name in self.__dict__})
         return watched
 
     @cached_property
@@ -160,6 +165,19 @@ def open_window(agent: str, as_of: datetime | None) -> tuple[datetime, Window]:
     log.info("%s: %s, champion %s", agent, window, champion.model if champion else "none yet")
     _store(WatchedWindow(agent, window, champion))
     return now, window
+
+
+def pin_labels(agent: str, data: DataReport) -> DataReport:
+    """Without outcomes: the report with a window at the present labels, which the audit has added to.
+
+    Otherwise quality would not count the answers of this watch. The report of an agent with outcomes stays as it is.
+    """
+    watched = get_window(agent, data.window)
+    delta = None if watched.settings.outcomes is not None else watched.base.tables.open("outcomes")
+    if delta is None:
+        return data
+    versions = data.window.versions | {"outcomes": delta.version()}
+    return data.model_copy(update={"window": data.window.model_copy(update={"versions": versions})})
 
 
 def get_window(agent: str, window: Window) -> WatchedWindow:

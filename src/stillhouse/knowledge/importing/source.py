@@ -178,7 +178,7 @@ class ImportSource:
         outcome = self.importing.outcome
         if outcome is None:
             return None
-        by_delay = rows["observed_at"] + self.config.outcomes.delay
+        by_delay = rows["observed_at"] + self.config.label_delay
         known_at = raw.times(outcome.known_at, errors).fillna(by_delay) if outcome.known_at else by_delay
         is_early = known_at < rows["observed_at"]
         for row in np.flatnonzero(is_early).tolist():

@@ -30,7 +30,7 @@ class Redistil(RefreshMode):
         """Distil a new student from the teacher probabilities and labels of the training window."""
         settings, rows = session.settings, session.training_rows
         mask = rows.train_mask(teacher)
-        require_rows(int(mask.sum()), settings.min_train_rows // 2, session.job.train)
+        require_rows(int(mask.sum()), settings.min_train_rows // 2, session.job.train, session.settings.words)
         frame = rows.frame[mask]
         predecessor, encoder = self.find_warm_start(session), _read_encoder(session, teacher)
         columns = columns_of(settings, frame, encoder)

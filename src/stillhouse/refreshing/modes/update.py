@@ -70,8 +70,8 @@ class Update(RefreshMode):
         rows = session.data.read_training_rows(planned.new_window).labelled
         if len(rows) < settings.update.min_rows:
             raise DataError(
-                f"{len(rows)} rows with outcomes are new since {planned.since:%Y-%m-%d %H:%M}, before the test window, "
-                f"and `update.min_rows` is {settings.update.min_rows}"
+                f"{len(rows)} rows with {settings.words.labels} are new since {planned.since:%Y-%m-%d %H:%M}, before "
+                f"the test window, and `update.min_rows` is {settings.update.min_rows}"
             )
         settings = without_encoder(settings)
         columns = columns_of(settings, rows)
