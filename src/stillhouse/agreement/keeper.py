@@ -233,7 +233,7 @@ class PromiseKeeper:
 
     @property
     def measured(self) -> tuple[int, int, float]:
-        """This epoch's blind rows at the threshold or above it, those that agree, and the lower bound of their share."""
+        """Of this epoch's blind rows at the threshold and above: their number, how many agree, the bound of that share."""
         if self._level is None:
             return 0, 0, 0.0
         rows = int(self._rows[: self._level + 1].sum())
@@ -242,12 +242,12 @@ class PromiseKeeper:
 
     @property
     def rows_lacking(self) -> int:
-        """Audited rows without a disagreement that are lacking, at the least, for a first threshold; 0: there is one."""
+        """Audited rows without a disagreement that are lacking for a threshold, at the least; 0: there is one."""
         return 0 if self._level is not None else rows_lacking(self.promise, self._rows, self._disagreements)
 
     @property
     def state(self) -> PromiseState:
-        """Everything that the next row needs, as one frozen record; ``PromiseKeeper(promise, state)`` goes on from it."""
+        """All that the next row needs, as one frozen record; ``PromiseKeeper(promise, state)`` goes on from it."""
         return PromiseState(
             promise=self.promise,
             threshold=None if self._level is None else self._threshold,
@@ -294,7 +294,7 @@ def _level_at(threshold: float | None) -> int | None:
 
 
 def _usual_disagreement(rows: Array, disagreements: Array) -> Array:
-    """The upper bound of the share of disagreements at each level ``[J]``, over neighbours with enough rows together."""
+    """Upper bound of the share of disagreements at each level ``[J]``, over neighbours with enough rows together."""
     from scipy.special import betaincinv
 
     usual = np.full(len(rows), np.nan)
@@ -307,7 +307,7 @@ def _usual_disagreement(rows: Array, disagreements: Array) -> Array:
             largest = max(largest, min(bound, _LARGEST_USUAL))
             usual[begin : level + 1] = largest
             begin, seen, differing = level + 1, 0, 0
-    usual[begin:] = _LARGEST_USUAL if not largest else largest
+    usual[begin:] = largest or _LARGEST_USUAL
     return usual
 
 

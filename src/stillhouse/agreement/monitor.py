@@ -43,7 +43,7 @@ def alternatives(null: float) -> Array:
 
 
 def unsure_alternatives(null: float) -> Array:
-    """Those for a row with a usual probability of ``null``, float64 ``[UNSURE_BETS]``: nearer to 1 by 10, 25 and 50 %."""
+    """Those for a row of a usual probability of ``null``, float64 ``[UNSURE_BETS]``: nearer to 1 by 10, 25, 50 %."""
     values: Array = null + _UNSURE_RISES * (1 - null)
     return values
 

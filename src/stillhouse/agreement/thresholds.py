@@ -10,10 +10,10 @@ least ``a``.
 first that is not rejected. A false rejection needs that of the first true hypothesis in the order, whose probability is
 at most ``δ``, however many levels there are and however they depend on each other (Maurer, Hothorn and Lehmacher 1995,
 "Multiple comparisons in drug clinical trials and preclinical assays"; for risks of a model: Angelopoulos, Bates,
-Candès, Jordan and Lei 2021, "Learn then test", §2.3). Testing many thresholds at pointwise bounds has no such guarantee.
+Candès, Jordan and Lei 2021, "Learn then test", §2.3). Pointwise bounds at many thresholds have no such guarantee.
 
-**Where the sequence begins.** At the strictest level few rows remain, and one disagreement by chance ends the test: from
-there coverage grows no further with more audits. So it begins where the student's own confidences say that the test
+**Where the sequence begins.** At the strictest level few rows remain, and one disagreement by chance ends the test;
+more audits would not help. So it begins where the student's own confidences say that the test
 most probably succeeds: with the mean of ``1 − confidence`` above a level in place of its rate of disagreements, but not
 with fewer than a fifth of the rows. Labels are not looked at, and a student that is over- or underconfident only loses
 some coverage by it.
