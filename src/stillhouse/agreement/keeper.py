@@ -33,7 +33,15 @@ from stillhouse.agreement.monitor import (
     mean_evidence,
     unsure_alternatives,
 )
-from stillhouse.agreement.thresholds import LEVELS, levels_of, loosest_level, lower_bound, rows_lacking, rows_needed
+from stillhouse.agreement.thresholds import (
+    LEVELS,
+    level_of,
+    levels_of,
+    loosest_level,
+    lower_bound,
+    rows_lacking,
+    rows_needed,
+)
 from stillhouse.records.agreement import Promise, PromiseAlarm, PromiseState
 
 __all__ = ["PromiseKeeper"]
@@ -127,6 +135,7 @@ class PromiseKeeper:
         self._rows = np.bincount(levels, minlength=size)
         self._disagreements = np.bincount(levels[~agrees], minlength=size)
         self._doubt = np.bincount(levels, weights=1 - confidences, minlength=size)
+        self._total = len(levels)
         self._test()
         return self
 
@@ -140,7 +149,8 @@ class PromiseKeeper:
             asked while :attr:`asks_all`. False: deferred because the student was unsure.
         :raises ValueError: if the confidence is not within 0…1.
         """
-        _require_confidences(np.array([confidence]))
+        if not 0 <= confidence <= 1:
+            raise ValueError(f"a confidence must be a probability within 0…1, not {confidence}")
         is_novel = self.novelty_limit is not None and novelty > self.novelty_limit
         answered = self.may_answer(confidence, novelty)
         if blind:
@@ -150,34 +160,36 @@ class PromiseKeeper:
             self._agreed += answered and agrees
         if is_novel:
             return
-        level = int(levels_of(np.array([confidence]))[0])
+        level = level_of(confidence)
         if blind:
             self._rows[level] += 1
             self._disagreements[level] += not agrees
             self._doubt[level] += 1 - confidence
-            self._evidence[level:] = advance(self._evidence[level:], not agrees, self._null, self._bets)
+            self._total += 1
         if self._level is not None:
-            self._watch(level, agrees, answered)
-        if self._rows.sum() >= self._next_test:
+            self._watch(level, agrees, answered and blind)
+        if self._total >= self._next_test:
             self._test()
 
-    def _watch(self, level: int, agrees: bool, answered: bool) -> None:
+    def _watch(self, level: int, agrees: bool, audited: bool) -> None:
         """Raise an alarm if there is enough evidence; ``level`` of the newest row."""
-        assert self._level is not None
-        if answered:
-            if mean_evidence(self._evidence[self._level]) >= self._log_threshold:
+        assert self._level is not None and self._begin is not None
+        if level <= self._level:
+            if not audited:
+                return
+            watched = slice(max(level, self._begin), self._level + 1)
+            self._evidence[watched] = advance(self._evidence[watched], not agrees, self._null, self._bets)
+            if not agrees and mean_evidence(self._evidence[self._level]) >= self._log_threshold:
                 self._raise_alarm("agreement", self._fallback_level())
         elif self._usual is not None:
             null = float(self._usual[level])
             self._unsure = advance(self._unsure, not agrees, null, unsure_alternatives(null))
-            if mean_evidence(self._unsure) >= self._log_unsure:
+            if not agrees and mean_evidence(self._unsure) >= self._log_unsure:
                 self._raise_alarm("unsure_rows", None)
 
     def _fallback_level(self) -> int | None:
         """The loosest level of the last test, stricter than the present one, with less than half of the evidence."""
-        assert self._level is not None
-        if self._begin is None:
-            return None
+        assert self._level is not None and self._begin is not None
         quiet = mean_evidence(self._evidence[self._begin : self._level]) < self._log_threshold / 2
         return self._begin + int(np.flatnonzero(quiet)[-1]) if quiet.any() else None
 
@@ -193,7 +205,7 @@ class PromiseKeeper:
 
     def _test(self) -> None:
         """Test the thresholds on the blind rows of this epoch, and learn what is usual there."""
-        rows = int(self._rows.sum())
+        rows = self._total
         self._tested_at, self._next_test = rows, max(rows + 1, math.ceil(_GROWTH * rows), rows_needed(self.promise))
         found = loosest_level(self.promise, self._rows, self._disagreements, self._doubt)
         level, begin = (None, None) if found is None else found
@@ -218,7 +230,8 @@ class PromiseKeeper:
         self._usual: Array | None = None
         self._begin: int | None = None
         self._fallback: int | None = None
-        self._tested_at, self._next_test = 0, rows_needed(self.promise)
+        self._total = self._tested_at = 0
+        self._next_test = rows_needed(self.promise)
         self._epoch = self._answered = self._agreed = self._audited = self._novel = 0
         self._alarm: PromiseAlarm | None = None
         self._set_level(None)
@@ -228,12 +241,12 @@ class PromiseKeeper:
     @property
     def coverage(self) -> float | None:
         """Share of this epoch's blind rows (those that are not too novel) at the present threshold or above it."""
-        rows = int(self._rows.sum())
+        rows = self._total
         return None if not rows else 0.0 if self._level is None else float(self._rows[: self._level + 1].sum()) / rows
 
     @property
     def measured(self) -> tuple[int, int, float]:
-        """Of this epoch's blind rows at the threshold and above: their number, how many agree, the bound of that share."""
+        """This epoch's blind rows at the threshold and above: how many, how many agree, and the bound of that share."""
         if self._level is None:
             return 0, 0, 0.0
         rows = int(self._rows[: self._level + 1].sum())
@@ -276,6 +289,7 @@ class PromiseKeeper:
         if not len(state.rows) == len(state.disagreements) == len(state.doubt) == len(state.evidence) == len(LEVELS):
             raise ValueError(f"the state must have {len(LEVELS)} levels")
         self._rows, self._disagreements = np.array(state.rows), np.array(state.disagreements)
+        self._total = int(self._rows.sum())
         self._doubt, self._evidence = np.array(state.doubt), np.array(state.evidence)
         self._unsure = np.array(state.unsure_evidence)
         self._usual = None if state.usual is None else np.array(state.usual)
@@ -290,7 +304,7 @@ class PromiseKeeper:
 
 
 def _level_at(threshold: float | None) -> int | None:
-    return None if threshold is None else int(levels_of(np.array([threshold]))[0])
+    return None if threshold is None else level_of(threshold)
 
 
 def _usual_disagreement(rows: Array, disagreements: Array) -> Array:

@@ -25,13 +25,14 @@ and ties or discrete confidences need no special treatment.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from typing import Any
 
 import numpy as np
 
 from stillhouse.records.agreement import Promise
 
-__all__ = ["LEVELS", "levels_of", "loosest_level", "lower_bound", "rows_lacking", "rows_needed"]
+__all__ = ["LEVELS", "level_of", "levels_of", "loosest_level", "lower_bound", "rows_lacking", "rows_needed"]
 
 Array = np.ndarray[Any, Any]
 
@@ -51,6 +52,8 @@ def _make_levels() -> Array:
 LEVELS = _make_levels()
 """Confidence thresholds from strict to loose, float64 ``[112]``; the last is 0."""
 
+_NEGATED = (-LEVELS).tolist()
+
 
 def levels_of(confidences: Array) -> Array:
     """Index in :data:`LEVELS` of the strictest level that each confidence reaches, int64 ``[n]``.
@@ -62,6 +65,11 @@ def levels_of(confidences: Array) -> Array:
     """
     index: Array = np.searchsorted(-LEVELS, -np.asarray(confidences, dtype=np.float64), side="left")
     return np.minimum(index, len(LEVELS) - 1)
+
+
+def level_of(confidence: float) -> int:
+    """:func:`levels_of` of a single row."""
+    return min(bisect_left(_NEGATED, -confidence), len(_NEGATED) - 1)
 
 
 def lower_bound(rows: int, disagreements: int, confidence: float) -> float:
