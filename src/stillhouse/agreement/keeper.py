@@ -50,6 +50,7 @@ Array = np.ndarray[Any, Any]
 
 _GROWTH = 1.2  # of the number of blind rows, between two tests
 _RUN_LENGTH, _UNSURE_RUN_LENGTH = 10.0, 50.0  # rows between false alarms, in units of 1 / (1 − confidence)
+_CLOSER_AUDIT, _SUSPICION = 4.0, -math.log(10)  # that many times the share, at a tenth of the evidence of an alarm
 _CURVE_ROWS = 50  # at least, behind a usual share of disagreements
 _CURVE_CONFIDENCE = 0.95
 _LARGEST_USUAL = 0.95
@@ -107,6 +108,18 @@ class PromiseKeeper:
     def asks_all(self) -> bool:
         """Whether nothing is answered at present: then every row is blind."""
         return self._level is None
+
+    def audit_share(self, share: float) -> float:
+        """The share of rows to audit now: all while nothing is answered, more than ``share`` on a first suspicion.
+
+        It depends on earlier rows only, so the audit stays blind.
+
+        :param share: to be audited in quiet times, 0…1.
+        """
+        if self._level is None:
+            return 1.0
+        suspicion = mean_evidence(self._evidence[self._level]) - self._log_threshold
+        return min(1.0, _CLOSER_AUDIT * share) if suspicion >= _SUSPICION else share
 
     # ----------------------------------------------------------------- learning
 
