@@ -49,8 +49,8 @@ __all__ = ["PromiseKeeper"]
 Array = np.ndarray[Any, Any]
 
 _GROWTH = 1.2  # of the number of blind rows, between two tests
-_RUN_LENGTH, _UNSURE_RUN_LENGTH = 10.0, 50.0  # rows between false alarms, in units of 1 / (1 − confidence)
-_CLOSER_AUDIT, _SUSPICION = 4.0, -math.log(10)  # that many times the share, at a tenth of the evidence of an alarm
+_RUN_LENGTH, _UNSURE_RUN_LENGTH = 20.0, 50.0  # rows between false alarms, in units of 1 / (1 − confidence)
+_CLOSER_AUDIT, _SUSPICION = 4.0, -math.log(20)  # that many times the share, at 1/20 of the evidence of an alarm
 _CURVE_ROWS = 50  # at least, behind a usual share of disagreements
 _CURVE_CONFIDENCE = 0.95
 _LARGEST_USUAL = 0.95
@@ -93,6 +93,18 @@ class PromiseKeeper:
         self._forget()
         if state is not None:
             self._restore(state)
+
+    @classmethod
+    def begin(cls, promise: Promise, fitted: PromiseState, *, novelty_limit: float | None = None) -> Self:
+        """A keeper that begins with the blind rows of a fitted state, whose promise may be another."""
+        if fitted.promise == promise:
+            return cls(promise, fitted, novelty_limit=novelty_limit)
+        keeper = cls(fitted.promise, fitted, novelty_limit=novelty_limit)
+        counts = keeper._rows, keeper._disagreements, keeper._doubt, keeper._total
+        keeper = cls(promise, novelty_limit=keeper.novelty_limit)
+        keeper._rows, keeper._disagreements, keeper._doubt, keeper._total = counts
+        keeper._test()
+        return keeper
 
     # ----------------------------------------------------------------- deciding
 
