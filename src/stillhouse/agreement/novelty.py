@@ -9,6 +9,7 @@ where it sends 1.4 % of the others that the student is sure of to the teacher (5
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import zlib
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+
+from stillhouse.files import write_atomic
 
 __all__ = ["NoveltyGuard"]
 
@@ -99,11 +102,13 @@ class NoveltyGuard:
         return 0.5 * (new / (new + known) if new else 0.0) + 0.5 * new_pairs / len(pairs)
 
     def save(self, path: Path) -> None:
-        """Write the guard to a file that :meth:`load` reads; equal guards give equal contents."""
+        """Write the guard to a file that :meth:`load` reads; equal guards give equal files."""
         words, weights, pairs = self._arrays()
         constants = np.array([self._new_weight, self.limit])
-        with path.open("wb") as file:
-            np.savez_compressed(file, words=words, weights=weights, pairs=pairs, constants=constants)
+        buffer = io.BytesIO()
+        for array in (np.diff(words, prepend=np.uint32(0)), weights, np.diff(pairs, prepend=np.uint32(0)), constants):
+            np.save(buffer, array, allow_pickle=False)  # the differences of sorted numbers are small
+        write_atomic(path, zlib.compress(buffer.getvalue(), 9))
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -112,12 +117,13 @@ class NoveltyGuard:
         :raises OSError: if there is no such file.
         :raises ValueError: if it is not a guard's.
         """
-        with np.load(path, allow_pickle=False) as arrays:
-            try:
-                new_weight, limit = arrays["constants"].tolist()
-                return cls(arrays["words"], arrays["weights"], arrays["pairs"], new_weight, limit)
-            except KeyError as error:
-                raise ValueError(f"{path} is not the file of a novelty guard: it has no {error}") from error
+        try:
+            buffer = io.BytesIO(zlib.decompress(path.read_bytes()))
+            words, weights, pairs, constants = (np.load(buffer, allow_pickle=False) for _ in range(4))
+            new_weight, limit = constants.tolist()
+            return cls(np.cumsum(words, dtype=np.uint32), weights, np.cumsum(pairs, dtype=np.uint32), new_weight, limit)
+        except (zlib.error, EOFError, TypeError) as error:
+            raise ValueError(f"{path} is not the file of a novelty guard: {error}") from error
 
     def _arrays(self) -> tuple[Array, Array, Array]:
         words = sorted(self._weights)

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
-PROMISE_FILE, NOVELTY_FILE = "promise.json", "novelty.npz"
+PROMISE_FILE, NOVELTY_FILE = "promise.json", "novelty.bin"
 """In a variant's folder: the state that its refresh has fitted, and the novelty guard of its student."""
 
 _LOCK_SECONDS = 5.0
