@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from stillhouse import config
+from stillhouse.commands.adopt import adopt
 from stillhouse.commands.arguments import show_version
 from stillhouse.commands.check import check
 from stillhouse.commands.compress import compress
@@ -54,6 +55,7 @@ app.command()(replay)
 app.command()(drift)
 app.command()(serve)
 app.command()(tasks)
+app.command()(adopt)
 app.command()(compress)
 app.add_typer(keys, name="keys")
 app.command()(sign)

@@ -66,6 +66,7 @@ from stillhouse.config.distillation import (
     Standardised,
     UpdateSettings,
 )
+from stillhouse.config.front_door import FrontDoor
 from stillhouse.config.importing import ImportedDecision, ImportedOutcome, ImportedTime, Importing
 from stillhouse.config.loading import choose_agent, load, load_file
 from stillhouse.config.paths import (
@@ -100,6 +101,7 @@ from stillhouse.config.teachers import (
     MlflowTeacher,
     ModuleTeacher,
     PythonTeacher,
+    RecordedTeacher,
     TeacherSection,
     TeacherWeighting,
     Teaching,
@@ -172,6 +174,7 @@ __all__ = [
     "QualitySettings",
     "RangeWhen",
     "Recipe",
+    "RecordedTeacher",
     "Relational",
     "Remember",
     "RememberedWindow",

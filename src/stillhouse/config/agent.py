@@ -14,6 +14,7 @@ from stillhouse.config.compression import Compression
 from stillhouse.config.contract import TEXT_MEASURES, Observations, OutcomeSettings
 from stillhouse.config.distillation import Distillation, UpdateSettings
 from stillhouse.config.explain import find_repeated, suggest
+from stillhouse.config.front_door import FrontDoor
 from stillhouse.config.importing import Importing
 from stillhouse.config.labels import fill_defaults, label_errors
 from stillhouse.config.promotion import Budgets, Promotion
@@ -81,6 +82,9 @@ class AgentConfig(Section):
     promotion: Promotion = Promotion()
     runtime: Runtime = Runtime()
     upkeep: Upkeep = Upkeep()
+    front_door: FrontDoor | None = Field(
+        default=None, description="the task of `stillhouse serve --upstream` that the agent decides; null: none"
+    )
     importing: Importing | None = Field(
         default=None,
         description="maps columns of the files of `stillhouse import` to table columns; null: same names",
@@ -289,6 +293,25 @@ def _student_errors(config: AgentConfig) -> Iterator[str]:
         )
 
 
+def _front_door_errors(config: AgentConfig) -> Iterator[str]:
+    """A front door without a promise, or whose messages do not fit the columns."""
+    door, cascade, columns = config.front_door, config.runtime.cascade, config.observations.columns
+    if any(leaf.teacher.kind == "recorded" for leaf in leaves(config.teachers)) and door is None:
+        yield "teachers: kind 'recorded' gets its answers at the front door: add the section `front_door`"
+    if door is None:
+        return
+    if not door.shadow and (cascade is None or cascade.agreement is None):
+        yield (
+            "front_door: answers in a language model's place only by a promise: write "
+            "`runtime: {cascade: {agreement: 0.98}}`, or `front_door: {shadow: true}` to answer nothing"
+        )
+    if not door.fields and (len(columns) > 1 or not config.observations.texts):
+        yield (
+            "front_door.fields: is false, so the message is the only column, a text: write one column of type text, "
+            "or `fields: true` for messages that are JSON objects"
+        )
+
+
 def _retention_errors(config: AgentConfig) -> Iterator[str]:
     needed = config.windows.train + config.windows.longest_test + config.label_delay
     if config.upkeep.keep is not None and config.upkeep.keep < needed:
@@ -361,6 +384,7 @@ _CHECKS: tuple[Callable[[AgentConfig], Iterator[str]], ...] = (
     _feature_errors,
     _quality_and_slice_errors,
     _teacher_and_student_errors,
+    _front_door_errors,
     _retention_errors,
     _window_and_importing_errors,
     _threshold_errors,

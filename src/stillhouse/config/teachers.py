@@ -233,6 +233,18 @@ class MlflowTeacher(TeacherSection):
         yield from _column_errors(self.columns, None, columns)
 
 
+class RecordedTeacher(TeacherSection):
+    """The upstream of the front door: its answers come with the requests, and it is never asked from here."""
+
+    is_remote = True
+
+    kind: Literal["recorded"]
+
+    @property
+    def call_timeout(self) -> timedelta | None:
+        return None
+
+
 class EndpointTeacher(TeacherSection):
     """A language model behind the OpenAI protocol (chat completions)."""
 
@@ -404,7 +416,7 @@ class EnsembleTeacher(TeacherSection):
     weights: WeightUpdates = WeightUpdates()
 
 
-LeafTeacher = PythonTeacher | ModuleTeacher | MlflowTeacher | EndpointTeacher | HuggingfaceTeacher
+LeafTeacher = PythonTeacher | ModuleTeacher | MlflowTeacher | EndpointTeacher | HuggingfaceTeacher | RecordedTeacher
 AnyTeacher = Annotated[LeafTeacher | EnsembleTeacher, Field(discriminator="kind")]
 EnsembleTeacher.model_rebuild()
 

@@ -377,7 +377,7 @@ def _row(
         answer.input_tokens,
         answer.output_tokens,
         None if decision is None else decision.action,
-        None if decision is None else decision.confidence,
+        None if decision is None else json.dumps(dict(decision.probs), ensure_ascii=False),
         None if decision is None else decision.version,
         None if decision is None else decision.decision_id,
         exchange.streamed,

@@ -32,9 +32,9 @@ class LocalDecision:
     version: str
     """Such as ``router@7``."""
     decision_id: str
-    standing: Literal["answers", "unsure", "shadow"]
-    """``answers``: it may answer in the upstream's place. ``unsure``: it may not for this question. ``shadow``: it may
-    not for any question yet."""
+    standing: Literal["answers", "audit", "unsure", "shadow"]
+    """``answers``: it may answer in the upstream's place. ``audit``: the question was drawn for the audit. ``unsure``:
+    it may not answer this question. ``shadow``: it may not answer any question at present."""
     audit: float = 0.05
     """Share of the questions that it may answer for which the upstream is asked blindly all the same."""
 

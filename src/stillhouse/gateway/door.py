@@ -248,7 +248,8 @@ class Door:
         if "shadow" in standings:
             return "shadow"
         # before anything that depends on what the champions say: an audit is blind
-        if self._audit.is_audit(exchange.request_id, max(decision.audit for decision in decisions)):
+        drawn = self._audit.is_audit(exchange.request_id, max(decision.audit for decision in decisions))
+        if drawn or "audit" in standings:
             return "audit"
         if "unsure" in standings:
             return "unsure"

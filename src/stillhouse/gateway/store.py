@@ -38,13 +38,19 @@ create table if not exists captures(
     observation text not null, asked text not null,
     action text, probabilities text, reason text,              -- of the upstream's answer
     model text, fingerprint text, answer_id text, input_tokens integer, output_tokens integer,
-    local_action text, local_confidence real, local_version text, decision_id text,
+    local_action text, local_probabilities text, local_version text, decision_id text,
     streamed integer not null, first_byte_ms real, ms real
 );
 create index if not exists captures_by_task on captures(task, at);
 create index if not exists captures_by_time on captures(at);
 create index if not exists captures_by_answer on captures(answer_id) where answer_id is not null;
 create table if not exists counts(name text primary key, value integer not null);
+create table if not exists handed_over(        -- to the knowledge base of an agent: all captures up to an id
+    agent text primary key, up_to integer not null default 0, chunk_end integer
+);
+create table if not exists kept(               -- answers that an agent learns from, by caller
+    agent text not null, caller text not null, answers integer not null, primary key (agent, caller)
+);
 """
 
 
@@ -73,7 +79,7 @@ class CaptureRow:
         "input_tokens",
         "output_tokens",
         "local_action",
-        "local_confidence",
+        "local_probabilities",
         "local_version",
         "decision_id",
         "streamed",
@@ -193,6 +199,50 @@ class GatewayStore:
         """
         self._connection.execute("delete from captures where at < ?", (before,))
         self._connection.execute("delete from tasks where last_at < ?", (before,))
+
+    # ----------------------------------------------------------------- handing over
+
+    def next_chunk(self, agent: str, key: str, size: int) -> tuple[int, int] | None:
+        """The ids of the next captures of a task to hand over to an agent, first to last; None if there are none.
+
+        It is noted, so that after a kill the same chunk comes again.
+        """
+        with self.transaction():
+            self._connection.execute("insert or ignore into handed_over(agent) values (?)", (agent,))
+            up_to, end = self._connection.execute(
+                "select up_to, chunk_end from handed_over where agent = ?", (agent,)
+            ).fetchone()
+            if end is None:
+                ids = self._connection.execute(
+                    "select id from captures where task = ? and id > ? order by id limit ?", (key, up_to, size)
+                ).fetchall()
+                if not ids:
+                    return None
+                end = ids[-1][0]
+                self._connection.execute("update handed_over set chunk_end = ? where agent = ?", (end, agent))
+        return int(up_to) + 1, int(end)
+
+    def captures_between(self, key: str, first: int, last: int) -> list[dict[str, object]]:
+        """The captures of a task with ids from ``first`` to ``last``, by column."""
+        return [capture for capture in self.captures(key, after=first - 1) if int(str(capture["id"])) <= last]
+
+    def kept_by_caller(self, agent: str) -> dict[str, int]:
+        """How many answers to each caller an agent learns from."""
+        with self._wrapped():
+            rows = self._connection.execute("select caller, answers from kept where agent = ?", (agent,))
+            return {str(caller): int(answers) for caller, answers in rows}
+
+    def finish_chunk(self, agent: str, chunk: tuple[int, int], kept: Mapping[str, int]) -> None:
+        """Note that a chunk was handed over, and how many answers to each caller are learned from by now."""
+        with self.transaction():
+            self._connection.execute(
+                "update handed_over set up_to = ?, chunk_end = null where agent = ?", (chunk[1], agent)
+            )
+            self._connection.executemany(
+                "insert into kept(agent, caller, answers) values (?, ?, ?) "
+                "on conflict(agent, caller) do update set answers = excluded.answers",
+                [(agent, caller, answers) for caller, answers in kept.items()],
+            )
 
     # ----------------------------------------------------------------- reading
 

@@ -80,6 +80,14 @@ class TeacherAnswers:
         actions = len(self._tables.config.actions)
         return [(key, np.asarray(probs)) for key, probs in pairs if len(probs) == actions][-max_rows:]
 
+    def newest_teacher(self, prefix: str) -> str | None:
+        """The version that starts with ``prefix`` and has the answer to the newest observation; None: there is none."""
+        for found in self._tables.select_newest_first("knowledge", ["observed_at", "teacher"]):
+            of_prefix = found.filter(pc.starts_with(found["teacher"], prefix))
+            if of_prefix.num_rows:
+                return str(of_prefix.sort_by([("observed_at", "descending")])["teacher"][0].as_py())
+        return None
+
     def append(
         self,
         rows: pd.DataFrame,

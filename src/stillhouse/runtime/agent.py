@@ -347,6 +347,30 @@ class Agent:
         ]
         self._promise.observe(pending.champion.version, answered)
 
+    @property
+    def answers_nothing(self) -> bool:
+        """Whether the promise allows no answer at present: the teacher is asked about every row."""
+        return (
+            self._promise is not None and self._champion is not None and self._promise.asks_all(self._champion.version)
+        )
+
+    def decision_ids(self, batch: Batch) -> list[str]:
+        """New decision ids for observations that are recorded elsewhere: at the front door."""
+        return self._id_codec.create(batch.observation_ids, batch.observed_at)
+
+    def compare(self, pending: PendingDecisions, actions: Sequence[str | None]) -> None:
+        """Tell the promise what somebody else's question to the teacher has brought.
+
+        :param actions: the teacher's answer to each of ``pending.asked.rows``; None: none that is an action.
+        """
+        known = pending.champion.actions
+        probs = np.full((len(actions), len(known)), np.nan)
+        for index, action in enumerate(actions):
+            if action in known:
+                probs[index] = [float(name == action) for name in known]
+        students = pending.probs[pending.unsure_rows].argmax(axis=1)
+        self._observe(pending, students, range(len(actions)), probs)
+
     # ----------------------------------------------------------------- observations and outcomes
 
     def observe(self, observation: ObservationInput) -> list[str]:

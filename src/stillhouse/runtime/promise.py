@@ -150,6 +150,11 @@ class SharedPromise:
                 asked.blind.append(blind)
         return asked
 
+    def asks_all(self, champion: str) -> bool:
+        """Whether the teacher is asked about every row at present."""
+        keeper = self._current(champion)
+        return keeper is None or keeper.asks_all
+
     def observe(self, champion: str, answered: Sequence[AnsweredRow]) -> None:
         """Learn from rows that the teacher has answered, for all processes of this agent.
 

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 from stillhouse import config
+from stillhouse.gateway.handing_over import hand_over
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.knowledge.flush import flush
 from stillhouse.runtime.agent import Agent
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 _REPORT_SECONDS = 1.0  # between two reports
 _MAX_PAUSE_SECONDS = 60.0  # between two attempts to make the agent
 _GC_THRESHOLD = 100_000  # objects: a flush makes many that live until its end, so frequent collections find nothing
+_HAND_OVER_SECONDS = 60.0  # to wait for a hand-over at the end
 _NICENESS = 5  # flushes have lower priority than decisions; under load they take longer
 
 
@@ -64,14 +66,31 @@ class Housekeeper:
         with contextlib.suppress(OSError):  # on systems where a thread has no priority of its own
             # inherited by the threads that this one starts
             os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
+        handing_over = None
         try:
             self._agent = self._make_agent()
+            if self._agent is not None and self._agent.config.front_door is not None:
+                seconds = self._agent.config.runtime.flush.total_seconds()
+                handing_over = PeriodicTask(f"{self._name} hands over", self._hand_over, seconds)
             gc.collect()
             gc.freeze()
             gc.set_threshold(_GC_THRESHOLD)
             self._stopping.wait()
         finally:
+            if handing_over is not None:
+                handing_over.stop(_HAND_OVER_SECONDS)
+                self._hand_over()
             self._flush_last()
+
+    def _hand_over(self) -> None:
+        """Move the door's records of this agent's task into its knowledge base."""
+        try:
+            hand_over(config.load(self._name))
+        except Exception as error:  # any error of a store: the records stay where they are, and are moved later
+            log.debug("handing over", exc_info=True)
+            self._problems.report("knowledge_base", f"the front door's records stay: {type(error).__name__}: {error}")
+        else:
+            self._problems.resolve("knowledge_base")
 
     def _make_agent(self) -> Agent | None:
         """Make the agent, with retries; None if the server ends first."""

@@ -17,6 +17,7 @@ from pathlib import Path
 import uvicorn
 
 from stillhouse.errors import StillhouseError
+from stillhouse.gateway.champions import Champions
 from stillhouse.gateway.door import Door
 from stillhouse.gateway.settings import secret_key
 from stillhouse.runtime.agent import Agent
@@ -64,7 +65,11 @@ def run_worker(settings: Settings, listener: socket.socket, name: str, folder: P
         limits=settings.limits,
         guard=settings.guard(),
         metrics=Metrics(folder, name),
-        door=None if settings.door is None else Door(settings.door, key, tokens=settings.tokens),
+        door=(
+            None
+            if settings.door is None
+            else Door(settings.door, key, tokens=settings.tokens, decider=Champions(agents))
+        ),
     )
     options = uvicorn.Config(
         app,
