@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 
 import stillhouse
 from stillhouse import config, ingesting
+from stillhouse.certifying.run import verify
 from stillhouse.champion import open_registry
 from stillhouse.config import AgentConfig
 from stillhouse.errors import ConfigError, WindowError
@@ -20,8 +22,11 @@ from stillhouse.evaluate import admission
 from stillhouse.evaluate.gate import replay
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Verdict, words_for
+from stillhouse.registry import names
 from stillhouse.rehearsal import rehearse
+from stillhouse.replay.rows import read_rows
 from stillhouse.runtime import Agent
+from stillhouse.watching.publishing import draw_timeline
 from tests.agents import agent_config, agent_sections
 from tests.command import command
 from tests.flows import toy
@@ -232,11 +237,26 @@ def test_first_champion_watch_and_refresh_without_outcomes(
     blocks = base.read_labelled_blocks(base.window("w", day(20), day(28)), settings.watch.block, settings.block_delay)
     assert blocks["block_start"].nunique() == 8  # a block's answers are complete a step later
 
+    for recorded in (first, verdict):
+        found = verify("toy", recorded.verdict_id)
+        assert found.identical, (found.differences, found.missing)
+    history = read_rows(settings, day(14), day(28), from_sources=False)
+    assert set(history["outcome"]) == {0, 1} and len(history) > 6 * toy.PER_DAY
+    with pytest.raises(ConfigError, match="leave --from-sources out"):
+        read_rows(settings, day(14), day(28), from_sources=True)
+
     calls.clear()
     second = stillhouse.refresh("toy", as_of=day(28), trigger="manual", cause="more answers", teacher="keep")
     assert set(calls) <= {1} and second.result in ("promoted", "inconclusive", "refused"), second.summary
     assert not _speaks_of_outcomes(second), second.reasons
     assert "agreement" in " ".join(reason.text for reason in second.reasons)
+
+    registry = open_registry("toy")
+    run_id = registry.models.tags(champion)["refresh_run"]
+    why = registry.runs.read_file(run_id, names.WHY).decode()
+    prose = re.sub("`[^`]*`", "", why)  # without the name of the table
+    assert "agreement" in prose and "accuracy" not in prose and "outcome" not in prose, why
+    assert draw_timeline(base, day(28)).startswith(b"\x89PNG")
 
     run = command(tmp_path / "home", blind.parent, monkeypatch, capsys)
     for name in ("status", "history"):

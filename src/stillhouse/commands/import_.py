@@ -87,8 +87,8 @@ def _show_preview(preview: Preview, base: KnowledgeBase, known_ids: dict[Knowled
     console.print(table)
     new = preview.count_new(base, known_ids)
     counts = [f"would add {new['observations']:,} observations"]
-    say, tables = base.config.words.say, ("decisions", "outcomes")
-    counts += [f"{new[name]:,} {say(name)}" for name in tables if len(preview.tables[name])]
+    say = base.config.words.say
+    counts += [f"{new[name]:,} {say(name)}" for name in ("decisions", "outcomes") if len(preview.tables[name])]
     problems, existing = len(preview.problems), len(preview.rows) - new["observations"]
     counts += [f"would leave out {existing:,} that are there already"] if existing else []
     counts += [f"would put {problems:,} row{'s' * (problems != 1)} into quarantine"] if problems else []

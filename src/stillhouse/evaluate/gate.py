@@ -110,7 +110,7 @@ def certify(
     :param anchor: name of the earlier champion that cumulative losses are measured against.
     :param not_compared: what should not be forgotten and has too few rows to be compared.
     """
-    return Certificate(
+    certificate = Certificate(
         agent=config.agent,
         refresh_id=refresh_id,
         as_of=as_of,
@@ -125,8 +125,10 @@ def certify(
         rule=RULE_VERSION,
         anchor=anchor,
         not_compared=tuple(not_compared),
-        **({} if config.outcomes is not None else {"labels": config.labels_are}),
     )
+    if config.outcomes is not None:
+        return certificate
+    return certificate.model_copy(update={"labels": config.labels_are})
 
 
 def next_anchor(certificate: Certificate) -> str | None:

@@ -146,8 +146,10 @@ class _EvidenceCounter:
         planned = steps.plan_audit(watched.rows, scores, due, self.watch, self.cluster, key)
         sample = pd.concat([plan.drawn for plan in planned], ignore_index=True)
         labelled = self._adopt_recorded_answers(sample)
-        probs = labeling.ask(champion.teacher, sample, labeling.open_watch_budget(self.base, self.as_of))
-        self._record_blind_answers(planned, sample.assign(answer=_actions_of(probs)), labelled, key)
+        budget = labeling.open_watch_budget(self.base, self.as_of)
+        probs = labeling.ask(champion.teacher, sample, budget)
+        answers = sample.assign(answer=_actions_of(probs))
+        self._record_blind_answers(planned, answers, labelled, key, complete=budget.stop_reason is None)
         answered = sample["content_key"][~np.isnan(probs[:, 0])]
         planned = [plan.select_contents(answered) for plan in planned]
         losses = steps.measure_audit_losses(
@@ -169,7 +171,7 @@ class _EvidenceCounter:
         return set(labelled["observation_id"])
 
     def _record_blind_answers(
-        self, planned: list[steps.AuditPlan], sample: pd.DataFrame, labelled: set[str], key: str
+        self, planned: list[steps.AuditPlan], sample: pd.DataFrame, labelled: set[str], key: str, *, complete: bool
     ) -> None:
         """Without outcomes: the answers to the rows of each step that were drawn uniformly become its labels, once.
 
@@ -178,6 +180,8 @@ class _EvidenceCounter:
 
         :param sample: the drawn rows of all steps with ``answer``, an action index; −1: not answered.
         :param labelled: ids of rows that have a label already.
+        :param complete: whether the teacher was asked about all of them. If it was not, a step that lacks answers has
+            too many of the rows that were answered earlier, because the champion was unsure: none of them is a label.
         """
         if self.watched.settings.outcomes is not None:
             return
@@ -185,6 +189,8 @@ class _EvidenceCounter:
         for plan in planned:
             blind = plan.drawn[plan.is_uniform(self.watch, key)].drop_duplicates("observation_id")
             indices = answers.reindex(blind["observation_id"]).to_numpy()
+            if not complete and (indices < 0).any():
+                continue
             usable = (indices >= 0) & ~blind["observation_id"].isin(labelled).to_numpy()
             rows = blind.loc[usable, ["observation_id", "observed_at"]].assign(
                 known_at=pd.Timestamp(plan.span[1]),

@@ -258,14 +258,8 @@ def _list_impossible(watched: WatchedWindow, as_of: datetime, state: PoolState) 
         yield "recalibrate", reason
     states = read_evidence_states(watched.base, champion, as_of) if settings.watch.false_alarms else []
     if not any(step.alarm for step in states if step.process == "teacher_outcomes"):
-        yield (
-            "renew",
-            (
-                "the outcomes do not show that the teacher is failing"
-                if settings.outcomes is not None
-                else "there are no outcomes, which alone could show that the teacher is failing"
-            ),
-        )
+        reason = "the outcomes do not show that the teacher is failing"
+        yield "renew", reason if settings.outcomes else "its own answers cannot show that the teacher is failing"
     if reason := _explain_no_training(watched, as_of):
         yield from ((response, reason) for response in _TRAINED)
 
