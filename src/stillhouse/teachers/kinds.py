@@ -6,7 +6,7 @@ module, so that registration does not depend on the order of imports.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from pathlib import Path
@@ -84,9 +84,11 @@ class MemberContext:
 
 
 @singledispatch
-def new_teacher(section: object, where: str) -> Teacher:
+def new_teacher(section: object, where: str, actions: Sequence[str]) -> Teacher:
     """An unfitted teacher. Kinds whose ``is_fitted`` may be true register it.
 
+    :param where: the teacher as an error names it.
+    :param actions: of the agent.
     :raises PartError: if it does not import, its constructor fails, or it lacks a method.
     """
     raise _unknown_kind(section)

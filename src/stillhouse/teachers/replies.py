@@ -149,6 +149,8 @@ def describe_error(error: Exception) -> str:
     if isinstance(body, Mapping) and isinstance(body.get("detail"), list):  # the form of FastAPI
         items = [item for item in body["detail"] if isinstance(item, Mapping)]
         detail = "; ".join(f"{'.'.join(map(str, item.get('loc') or ()))}: {item.get('msg')}" for item in items)
+    elif isinstance(body, Mapping) and isinstance(body.get("detail"), Mapping):  # the form of System One
+        detail = str(body["detail"].get("message") or body["detail"])
     elif isinstance(body, Mapping):
         detail = str(body.get("message") or body.get("detail") or json.dumps(body, default=str))
     else:
