@@ -219,8 +219,9 @@ def read_examples(
             if chunk.bad:
                 raise PartError(f"{where}: {path}:{chunk.bad[0][0]}: {chunk.bad[0][1]}")
             for line, text, action in zip(chunk.lines, chunk.rows["text"], chunk.rows["action"], strict=True):
-                if not isinstance(text, str) or action not in index:
-                    what = "has no text" if not isinstance(text, str) else f"names no action of the agent: {action!r}"
+                has_text = isinstance(text, str) and bool(text.strip())
+                if not has_text or action not in index:
+                    what = f"names no action of the agent: {action!r}" if has_text else "has no text"
                     raise PartError(f"{where}: {path}:{line}: {what}")
                 texts.append(text)
                 labels.append(index[action])
