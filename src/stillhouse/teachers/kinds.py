@@ -26,6 +26,7 @@ __all__ = [
     "MemberContext",
     "answer_version",
     "describe",
+    "logged_version",
     "new_teacher",
     "open_member",
     "require_version",
@@ -113,6 +114,15 @@ def open_member(section: object, context: MemberContext, entry: dict[str, Any]) 
     :raises PartError: if it cannot be opened, or its answers would differ from those stored under its version.
     """
     raise _unknown_kind(section)
+
+
+@singledispatch
+def logged_version(section: object, context: MemberContext, models: Sequence[str]) -> str | None:
+    """The version under which answers that were logged elsewhere are stored as this teacher's; None: they are not.
+
+    :param models: names of the model that answered: the one that was asked for, and the one that the answer states.
+    """
+    return None
 
 
 def answer_version(context: MemberContext, own: str = "", weights_digest: str = "") -> str:

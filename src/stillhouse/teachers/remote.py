@@ -13,6 +13,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from stillhouse.config import AgentConfig, RemoteTeacher
 from stillhouse.errors import PartError
 from stillhouse.records import Spending
 from stillhouse.teachers.answers import Allowance, Answers, Array
-from stillhouse.teachers.kinds import Member, MemberContext, require_version
+from stillhouse.teachers.kinds import Member, MemberContext, answer_version, logged_version, require_version
 from stillhouse.teachers.replies import ErrorReplyError, describe_error, read_retry_after
 
 if TYPE_CHECKING:
@@ -240,6 +241,11 @@ class RemoteAsker(ABC):
     def _redact(self, text: str) -> str:
         """``text`` without the key, as some servers repeat it in errors."""
         return re.sub(r"\bsk-[\w*.-]+", "***", text if self._key == "none" else text.replace(self._key, "***"))
+
+
+@logged_version.register
+def _(section: RemoteTeacher, context: MemberContext, models: Sequence[str]) -> str | None:
+    return answer_version(context) if section.model in models else None
 
 
 def as_member(asker: RemoteAsker, context: MemberContext, entry: dict[str, Any], version: str) -> Member:
