@@ -38,7 +38,7 @@ def import_(
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="CSV, JSON lines (both also .gz) or Parquet; with --format JSON lines, or the names of MLflow experiments"
+            help="CSV, JSON lines (both also .gz) or Parquet; with --format JSON lines, or names of MLflow experiments"
         ),
     ],
     form: Annotated[
