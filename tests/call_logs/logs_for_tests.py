@@ -23,17 +23,17 @@ TEACHER = {
 }
 
 
+INTENTS_AGENT: dict[str, Any] = {
+    "actions": ["book", "cancel", "greet"],
+    "observations": {"columns": {"said": {"type": "text"}}},
+    "teachers": [TEACHER],
+    "student": {"kind": "text"},
+}
+
+
 def intents_agent(**sections: Any) -> AgentConfig:
     """An agent of three intents for a sentence, whose teacher is the model ``gpt``."""
-    return agent_config(
-        **{
-            "actions": ["book", "cancel", "greet"],
-            "observations": {"columns": {"said": {"type": "text"}}},
-            "teachers": [TEACHER],
-            "student": {"kind": "text"},
-        }
-        | sections
-    )
+    return agent_config(**INTENTS_AGENT | sections)
 
 
 def base_of(config: AgentConfig, tmp_path: Path) -> KnowledgeBase:
