@@ -278,6 +278,7 @@ LEFT_OUT: list[tuple[dict[str, Any], str]] = [
     ({"request": request("x"), "response": response(None, message={"refusal": "no"})}, "the model refused"),
     ({"request": request("x"), "response": response("book") | {"created": None}}, "it has no time"),
     ({"request": request("x"), "response": response("book") | {"created": 1e20}}, "it has no time"),
+    ({"request": request("x"), "response": response("book"), "time": 0.35}, "it has no time"),
     (
         {
             "request": request("x"),

@@ -108,6 +108,12 @@ def test_text_encoder_for_a_students_initialisation(folder: Path) -> None:
     assert "encoder.layer.0.output.dense.weight" in state.layers and {"[PAD]", "book"} <= set(state.tokens)
 
 
+def test_encoder_of_another_form_offers_no_text_encoder(folder: Path, tmp_path: Path) -> None:
+    assert SentenceEncoder(folder, "here").has_text_encoder
+    cased = broken(folder, tmp_path, "tokenizer_config.json", {"do_lower_case": False})
+    assert not SentenceEncoder(cased, "here").has_text_encoder
+
+
 def test_package_is_found_without_importing_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "site" / "tiny_encoder"
     package.mkdir(parents=True)

@@ -22,6 +22,7 @@ _PSEUDO_ANSWERS = 0.1  # in all, beside the one that was given
 SINGLE_ANSWER_PROB = 1 / (1 + _PSEUDO_ANSWERS)
 """Probability of the action that an answer without log-probabilities names, but for the share of the others."""
 
+_EARLIEST_SECONDS = 5e8  # 1985
 _TASK_KEYS = ("tools", "functions", "tool_choice", "function_call", "response_format", "text")
 _UNFINISHED = {"length": "the answer was cut off", "content_filter": "the answer was held back by a filter"}
 
@@ -226,6 +227,8 @@ def _read_time(stated: Any) -> pd.Timestamp | None:
         stated = float(stated)
     try:
         if isinstance(stated, int | float) and not isinstance(stated, bool):
+            if stated < _EARLIEST_SECONDS:  # a duration, perhaps
+                return None
             unit = next((factor for limit, factor in ((1e11, 1), (1e14, 1e3), (1e17, 1e6)) if abs(stated) < limit), 1e9)
             time = pd.Timestamp(round(stated / unit * 1e6), unit="us", tz="UTC")
         elif isinstance(stated, str) and any(char.isdigit() for char in stated):

@@ -116,7 +116,9 @@ class SentenceEncoder:
     @property
     def has_text_encoder(self) -> bool:
         """Whether a text student may be initialised from it: a BERT with WordPiece tokens in lower case."""
-        return self.config.get("model_type") == "bert" and (self.folder / "vocab.txt").is_file()
+        tokenizer = self.folder / "tokenizer_config.json"
+        lowers = not tokenizer.is_file() or read_json(tokenizer, self.where).get("do_lower_case", True)
+        return self.config.get("model_type") == "bert" and (self.folder / "vocab.txt").is_file() and bool(lowers)
 
     def text_encoder(self) -> TextEncoderState:
         """Tokens, embeddings and layers of a BERT, from which a student can be initialised."""

@@ -199,7 +199,9 @@ def open_encoder(section: SentenceEncoderTeacher, where: str) -> SentenceEncoder
 @lru_cache(maxsize=2)
 def _shared(version: str, *arguments: Any) -> SentenceEncoder:
     """The encoder of these files: cross-fitted teachers share one in memory."""
-    return SentenceEncoder(*arguments)
+    encoder = SentenceEncoder(*arguments)
+    encoder.version = version  # its files need not be read again
+    return encoder
 
 
 def read_examples(
