@@ -159,11 +159,8 @@ class Decisions(RemoteAsker):
                 await self._wait_or_raise(error, status, attempt)
                 attempt += 1
                 continue
-            usage = body.get("usage")
-            counts = [
-                usage.get(f"{side}_tokens") if isinstance(usage, Mapping) else None for side in ("input", "output")
-            ]
-            self._settle_cost(*counts, reserved, round_)
+            usage = body["usage"] if isinstance(body.get("usage"), Mapping) else {}
+            self._settle_cost(usage.get("input_tokens"), usage.get("output_tokens"), reserved, round_)
             self._note_model(body.get("model"), round_)
             return probs
 

@@ -252,8 +252,8 @@ class Endpoint(RemoteAsker):
                     attempt += 1
                     continue
                 usage = getattr(reply, "usage", None)
-                counts = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
-                self._settle_cost(*counts, reserved, round_)
+                sent, answered = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+                self._settle_cost(sent, answered, reserved, round_)
                 self._drop_options(first_options - options, reason, round_)
                 self._support.answered.add(options)
                 return reply
