@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from examples.router import Head, MiniLM, fit_head
+from examples.router import MiniLM
 from stillhouse.replay.script_teachers import Boosting, Words
+from stillhouse.teachers.heads import Head, fit_head
 
 __all__ = ["Boosting", "SentenceEncoder", "Words"]
 

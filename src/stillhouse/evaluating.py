@@ -107,7 +107,7 @@ def read_labelled_rows(
     frames, problems = [], list[str]()
     read = unusable = without_outcome = 0
     for number, path in enumerate(files):
-        source = ImportSource(path, _map_outcome(settings, path, outcome))
+        source = ImportSource.open(path, _map_outcome(settings, path, outcome))
         source.digest = str(number)  # ids made of lines differ from file to file
         bytes_read = 0
         for chunk in source.file.chunks(source.columns, _CHUNK_ROWS):

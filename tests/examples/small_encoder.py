@@ -6,7 +6,8 @@ import zlib
 
 import numpy as np
 
-from examples.router import Head, MiniLM, actions, fit_regression
+from examples.router import MiniLM, actions
+from stillhouse.teachers.heads import Head, fit_regression
 
 WIDTH = 512
 

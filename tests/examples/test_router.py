@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from examples import router
 from stillhouse.config import load_file
 from stillhouse.errors import DataError, PartError
+from stillhouse.teachers.heads import Head, fit_head, fit_regression
 
 END = router.FIRST_DAY + pd.Timedelta(weeks=router.WEEKS)
 
@@ -139,7 +140,7 @@ def test_cache_may_be_filled_concurrently(tmp_path: Path) -> None:
 def test_head_equals_scikit_learns_regression(classes: int) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(200, 5)).astype(np.float32), rng.integers(classes, size=200)
-    head = router.fit_regression(x, y, classes + 1, strength=1.0)
+    head = fit_regression(x, y, classes + 1, strength=1.0)
     logits = head.logits(x)[:, :classes]
     probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     expected = LogisticRegression(C=1.0, max_iter=500).fit(x, y).predict_proba(x)
@@ -151,11 +152,11 @@ def test_temperature_improves_the_held_out_log_loss() -> None:
     rng = np.random.default_rng(1)
     x = rng.normal(size=(4000, 40)).astype(np.float32)
     y = (x[:, 0] + 2 * rng.normal(size=4000) > 0).astype(np.int64)
-    head = router.fit_head(
+    head = fit_head(
         x[:200], y[:200], 2, strength=100.0, folds=4
     )  # few rows and a weak penalty give overconfident logits
 
-    def loss(head: router.Head) -> float:
+    def loss(head: Head) -> float:
         logits = head.logits(x[200:])
         return float((np.logaddexp(*logits.T) - logits[np.arange(3800), y[200:]]).mean())
 

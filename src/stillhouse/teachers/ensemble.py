@@ -179,6 +179,10 @@ def fit(
             (partial / leaf.name).mkdir()
             call_user_code(f"saving teacher {leaf.name!r}", None, teacher.save, partial / leaf.name)
         entries = [_make_entry(MemberContext(config, leaf, partial, models)) for leaf in leaves(config.teachers)]
+        bytes_elsewhere = {leaf.name: int(getattr(teacher, "bytes_elsewhere", 0)) for leaf, teacher in fitted}
+        for entry in entries:
+            if size := bytes_elsewhere.get(entry["name"]):
+                entry["bytes_elsewhere"] = size
         description = {
             "agent": config.agent,
             "version": _version(partial, leaves(config.teachers), entries),
@@ -210,7 +214,7 @@ def make_teacher(config: AgentConfig, teacher: TeacherSection, name: str = "") -
     :param name: with the names of its ensembles, for errors.
     :raises PartError: if it does not import, its constructor fails, or it lacks a method.
     """
-    return new_teacher(teacher, _where(config, name or teacher.name))
+    return new_teacher(teacher, _where(config, name or teacher.name), config.actions)
 
 
 def read_reference(folder: Path, model: ModelRef | None = None) -> TeacherRef:

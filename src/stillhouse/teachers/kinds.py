@@ -6,7 +6,7 @@ module, so that registration does not depend on the order of imports.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from pathlib import Path
@@ -26,6 +26,7 @@ __all__ = [
     "MemberContext",
     "answer_version",
     "describe",
+    "logged_version",
     "new_teacher",
     "open_member",
     "require_version",
@@ -84,9 +85,11 @@ class MemberContext:
 
 
 @singledispatch
-def new_teacher(section: object, where: str) -> Teacher:
+def new_teacher(section: object, where: str, actions: Sequence[str]) -> Teacher:
     """An unfitted teacher. Kinds whose ``is_fitted`` may be true register it.
 
+    :param where: the teacher as an error names it.
+    :param actions: of the agent.
     :raises PartError: if it does not import, its constructor fails, or it lacks a method.
     """
     raise _unknown_kind(section)
@@ -111,6 +114,15 @@ def open_member(section: object, context: MemberContext, entry: dict[str, Any]) 
     :raises PartError: if it cannot be opened, or its answers would differ from those stored under its version.
     """
     raise _unknown_kind(section)
+
+
+@singledispatch
+def logged_version(section: object, context: MemberContext, models: Sequence[str]) -> str | None:
+    """The version under which answers that were logged elsewhere are stored as this teacher's; None: they are not.
+
+    :param models: names of the model that answered: the one that was asked for, and the one that the answer states.
+    """
+    return None
 
 
 def answer_version(context: MemberContext, own: str = "", weights_digest: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from stillhouse.config import PythonTeacher
@@ -21,7 +22,7 @@ from stillhouse.teachers.persistence import fingerprint, load_teacher, save_teac
 
 
 @new_teacher.register
-def _(section: PythonTeacher, where: str) -> Teacher:
+def _(section: PythonTeacher, where: str, actions: Sequence[str]) -> Teacher:
     teacher: Teacher = _make_object(section, where, "fit", "predict_proba", "save", "load")
     return teacher
 

@@ -82,7 +82,7 @@ def probs_from_votes(counts: Sequence[int], smoothing: float) -> Array:
     return probs
 
 
-def probs_from_logprobs(tokens: Sequence[Token], actions: Sequence[str]) -> Array:
+def probs_from_logprobs(tokens: Sequence[Token], actions: Sequence[str], begin: int | None = None) -> Array:
     """Probability of each action from the log-probabilities of an answer's tokens.
 
     Each alternative token along the answer adds its probability, times that of the tokens before it, to the action
@@ -90,11 +90,13 @@ def probs_from_logprobs(tokens: Sequence[Token], actions: Sequence[str]) -> Arra
     all actions, so that a model that hardly knows the actions gives flat probabilities.
 
     :param tokens: of the answer, in order.
+    :param begin: position in the answer's text at which the action begins; None: after the beginning of JSON such as
+        ``{"action": "``, if there is one.
     :returns: float64 ``[K]`` that sums to 1.
     """
     probs, prefix_prob, prefix, position = np.zeros(len(actions)), 1.0, "", 0
     text = "".join(token for token, _, _ in tokens)
-    begin = _action_start(text)
+    begin = _action_start(text) if begin is None else begin
     written = [json.dumps(action, ensure_ascii=False)[1:-1] for action in actions] if text[:begin].strip() else actions
     fold = str.casefold if len({action.casefold() for action in written}) == len(written) else str
     folded = list(map(fold, written))
@@ -149,6 +151,8 @@ def describe_error(error: Exception) -> str:
     if isinstance(body, Mapping) and isinstance(body.get("detail"), list):  # the form of FastAPI
         items = [item for item in body["detail"] if isinstance(item, Mapping)]
         detail = "; ".join(f"{'.'.join(map(str, item.get('loc') or ()))}: {item.get('msg')}" for item in items)
+    elif isinstance(body, Mapping) and isinstance(body.get("detail"), Mapping):  # the form of System One
+        detail = str(body["detail"].get("message") or body["detail"])
     elif isinstance(body, Mapping):
         detail = str(body.get("message") or body.get("detail") or json.dumps(body, default=str))
     else:

@@ -6,7 +6,7 @@ already, from any source, are recognised by their ids. Unusable rows go to quara
 imported.
 """
 
-from stillhouse.knowledge.importing.run import ImportSummary, Preview, import_files, preview
-from stillhouse.knowledge.importing.source import RowProblem
+from stillhouse.knowledge.importing.run import ImportSummary, Preview, Skipped, import_files, preview
+from stillhouse.knowledge.importing.source import ImportSource, RowProblem
 
-__all__ = ["ImportSummary", "Preview", "RowProblem", "import_files", "preview"]
+__all__ = ["ImportSource", "ImportSummary", "Preview", "RowProblem", "Skipped", "import_files", "preview"]

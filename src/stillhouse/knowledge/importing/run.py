@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 from filelock import FileLock, Timeout
@@ -22,12 +24,26 @@ from stillhouse.knowledge.log_files import CHUNK_BYTES
 from stillhouse.knowledge.schemas import Table
 from stillhouse.records import short_id
 
-__all__ = ["ImportSummary", "Preview", "import_files", "preview"]
+__all__ = ["ImportSummary", "Preview", "Skipped", "import_files", "preview"]
 
 _CHUNK_ROWS = 50_000
 _MAX_PROBLEMS = 20  # in a summary
 
 OnBytes = Callable[[str, int], None]
+
+
+@dataclass
+class Skipped:
+    """Lines that an import left out for one reason."""
+
+    first: RowProblem
+    count: int = 0
+
+
+def count_skipped(skipped: dict[str, Skipped], problems: Iterable[RowProblem]) -> None:
+    """Add ``problems`` to the counts by reason, in place."""
+    for problem in problems:
+        skipped.setdefault(problem.reason, Skipped(problem)).count += 1
 
 
 @dataclass
@@ -44,6 +60,10 @@ class ImportSummary:
     quarantined: int = 0
     decisions: int = 0
     outcomes: int = 0
+    answers: int = 0
+    """Of teachers, that were not stored before."""
+    skipped: dict[str, Skipped] = field(default_factory=dict)
+    """By reason, the lines that are none of the agent's observations."""
     problems: list[RowProblem] = field(default_factory=list)
     """The first ones."""
     notes: list[str] = field(default_factory=list)
@@ -59,6 +79,10 @@ class Preview(NamedTuple):
     problems: list[RowProblem]
     tables: dict[Table, pd.DataFrame]
     """The same as rows of the tables."""
+    answers: int = 0
+    """Rows that a teacher has answered."""
+    skipped: Mapping[str, Skipped] = MappingProxyType({})
+    """By reason, the lines that are none of the agent's observations."""
 
     def count_new(self, base: KnowledgeBase, seen_keys: dict[Table, set[str]]) -> dict[Table, int]:
         """How many rows the import would add to each table.
@@ -78,9 +102,10 @@ class Preview(NamedTuple):
         return counts
 
 
-def preview(config: AgentConfig, files: Sequence[Path], rows: int = 1000) -> Iterator[Preview]:
+def preview(config: AgentConfig, files: Sequence[Path | ImportSource], rows: int = 1000) -> Iterator[Preview]:
     """Convert the first ``rows`` lines of each file without writing anything.
 
+    :param files: paths of files of rows, or sources of another form.
     :raises SchemaError: if a file cannot be read, or lacks a column that the agent file maps.
     """
     KnowledgeBase(config).tables.require_column_types()
@@ -97,14 +122,18 @@ def preview(config: AgentConfig, files: Sequence[Path], rows: int = 1000) -> Ite
             "decisions": converted.decisions,
             "outcomes": converted.outcomes,
         }
-        yield Preview(source.file.path, shown, len(chunk.lines) + len(chunk.bad), converted.problems, tables)
+        skipped = dict[str, Skipped]()
+        count_skipped(skipped, converted.skipped)
+        lines = len(chunk.lines) + len(chunk.bad) + len(chunk.skipped)
+        yield Preview(source.file.path, shown, lines, converted.problems, tables, len(converted.answers), skipped)
 
 
 def import_files(
-    base: KnowledgeBase, files: Sequence[Path], on_bytes: OnBytes = lambda _step, _count: None
+    base: KnowledgeBase, files: Sequence[Path | ImportSource], on_bytes: OnBytes = lambda _step, _count: None
 ) -> ImportSummary:
     """Import the files one after another, as ``importing`` of the agent file defines.
 
+    :param files: paths of files of rows, or sources of another form.
     :param on_bytes: called with the current step and the number of bytes read since the last call; every byte of the
         files is read twice.
     :raises SchemaError: if a file cannot be read, lacks a column, or was changed meanwhile (imported rows are kept), or
@@ -125,8 +154,8 @@ def import_files(
     return summary
 
 
-def _open_sources(config: AgentConfig, files: Sequence[Path]) -> Iterator[ImportSource]:
-    return iter([ImportSource(path, config) for path in files])
+def _open_sources(config: AgentConfig, files: Sequence[Path | ImportSource]) -> Iterator[ImportSource]:
+    return iter([file if isinstance(file, ImportSource) else ImportSource.open(file, config) for file in files])
 
 
 def _import_file(
@@ -135,7 +164,8 @@ def _import_file(
     bytes_read = 0
     for number, chunk in enumerate(source.file.chunks(source.columns, _CHUNK_ROWS)):
         source.file.require_unchanged()
-        rows, batch = len(chunk.lines) + len(chunk.bad), f"import:{source.key}:{_CHUNK_ROWS}x{CHUNK_BYTES}:{number}"
+        rows = len(chunk.lines) + len(chunk.bad) + len(chunk.skipped)
+        batch = f"import:{source.key}:{_CHUNK_ROWS}x{CHUNK_BYTES}:{number}"
         summary.rows += rows
         if base.tables.has_batch("observations", batch):  # the table that is written last
             summary.before += rows
@@ -146,11 +176,23 @@ def _import_file(
             writer.append("quarantine", converted.quarantine, batch)
             summary.decisions += writer.append("decisions", converted.decisions, batch)
             summary.outcomes += writer.append("outcomes", converted.outcomes, batch)
+            summary.answers += _append_answers(base, converted.answers)
+            count_skipped(summary.skipped, converted.skipped)
             added = writer.append("observations", converted.observations, batch)
             summary.added += added
             summary.duplicates += len(converted.observations) - added
         on_bytes(f"importing {source.file.path.name}", chunk.bytes_read - bytes_read)
         bytes_read = chunk.bytes_read
+
+
+def _append_answers(base: KnowledgeBase, answers: pd.DataFrame) -> int:
+    """Store what teachers answered; a content that a teacher has answered before keeps its first answer."""
+    if answers.empty:
+        return 0
+    return sum(
+        base.answers.append(rows, np.stack(rows["probabilities"].to_list()), teacher=str(teacher))
+        for teacher, rows in answers.groupby("teacher", sort=False)
+    )
 
 
 @contextmanager

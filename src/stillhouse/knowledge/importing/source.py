@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from stillhouse.knowledge.importing.values import RawColumns, RowErrors
 from stillhouse.knowledge.log_files import Chunk, LogFile, heading_hint
 from stillhouse.records import short_id
 
-__all__ = ["ImportSource", "RowProblem", "TableRows"]
+__all__ = ["ImportSource", "ImportedFile", "RowProblem", "TableRows"]
 
 _IMPORTED_DECIDER = "elsewhere"  # decider and version of an imported decision without them
 
@@ -44,6 +44,25 @@ class TableRows(NamedTuple):
     outcomes: pd.DataFrame
     quarantine: pd.DataFrame
     problems: list[RowProblem]
+    answers: pd.DataFrame
+    """``content_key, observed_at, teacher, probabilities`` of rows that a teacher has answered."""
+    skipped: list[RowProblem]
+    """Lines that are none of the agent's observations; they are not in quarantine."""
+
+
+class ImportedFile(Protocol):
+    """What an import reads: :class:`~stillhouse.knowledge.log_files.LogFile`, or another file as rows of columns."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def columns(self) -> list[str]: ...
+    def digest(self, on_bytes: Callable[[int], None] = ..., /) -> str: ...
+    def require_unchanged(self) -> None: ...
+    def missing_columns(self, columns: Sequence[str], /) -> list[str]: ...
+    def chunks(self, columns: Sequence[str], rows: int, /) -> Iterator[Chunk]: ...
 
 
 class ImportSource:
@@ -52,11 +71,8 @@ class ImportSource:
     :raises SchemaError: if a mapped column is missing.
     """
 
-    def __init__(self, path: Path, config: AgentConfig) -> None:
-        importing = config.importing or Importing(
-            observation_id="observation_id", observed_at=ImportedTime(column="observed_at")
-        )
-        self.file, self.importing, self.config = LogFile(path, importing.delimiter), importing, config
+    def __init__(self, file: ImportedFile, importing: Importing, config: AgentConfig) -> None:
+        self.file, self.importing, self.config = file, importing, config
         self.digest = ""
         """Of the file's content; the caller sets it before it uses :attr:`key`."""
         self.features = {name: importing.columns.get(name, name) for name in config.observations.columns}
@@ -67,6 +83,17 @@ class ImportSource:
                 f"{self.file.path} has no column {name!r}, which the agent file wants for {key}{self._hint(name)} It "
                 f"has: {', '.join(map(repr, self.file.columns))}. Say in `importing` what the file calls it"
             )
+
+    @classmethod
+    def open(cls, path: Path, config: AgentConfig) -> ImportSource:
+        """A file of rows, mapped as ``importing`` of the agent file says; without it by the names of the tables.
+
+        :raises SchemaError: if it cannot be read, or a mapped column is missing.
+        """
+        importing = config.importing or Importing(
+            observation_id="observation_id", observed_at=ImportedTime(column="observed_at")
+        )
+        return cls(LogFile(path, importing.delimiter), importing, config)
 
     @property
     def key(self) -> str:
@@ -143,7 +170,13 @@ class ImportSource:
             _with_ids(outcomes, ids),
             self._quarantine(unusable),
             [RowProblem(self.file.path.name, line, "; ".join(reasons)) for line, reasons, _ in unusable],
+            self._answers(chunk, rows),
+            [RowProblem(self.file.path.name, line, reason) for line, reason in chunk.skipped],
         )
+
+    def _answers(self, chunk: Chunk, rows: pd.DataFrame) -> pd.DataFrame:
+        """What a teacher answered about the usable rows; a file of rows holds none."""
+        return pd.DataFrame()
 
     def _generate_ids(self, rows: pd.DataFrame, lines: np.ndarray[Any, np.dtype[np.int64]]) -> list[str]:
         """Observation ids for a file without them: by content and line, or by features and time."""
