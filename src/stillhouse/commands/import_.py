@@ -32,6 +32,7 @@ class CallFormat(StrEnum):
     otel = "otel"
     mlflow = "mlflow"
 
+
 _HEADINGS = {"before": "dealt with before"}
 
 

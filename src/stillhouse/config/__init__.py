@@ -142,6 +142,7 @@ __all__ = [
     "FalseAlarms",
     "FittedDistillation",
     "Fp32",
+    "FrontDoor",
     "HashedRows",
     "Hinton",
     "Hints",

@@ -28,8 +28,8 @@ class _Open(NamedTuple):
 class Champions:
     """Decides the questions of adopted tasks with the champions of their agents.
 
-    A decision is recorded with the request: what was decided comes to the knowledge base with the records of the door
-    (:mod:`stillhouse.gateway.handing_over`), and what the upstream answered is compared as soon as its record is written.
+    A decision is recorded with the request, and comes to the knowledge base with the records of the door
+    (:mod:`stillhouse.gateway.handing_over`). What the upstream answered is compared as soon as its record is written.
 
     :param agents: those without the section ``front_door`` are left out.
     """
