@@ -77,10 +77,14 @@ def open_door(
     behind: Upstream, *, decider: Any = None, tokens: tuple[str, ...] = (), **settings: Any
 ) -> Iterator[Running]:
     """A server without agents before an upstream."""
-    abstain = settings.pop("abstain", False)
+    abstain, sender = settings.pop("abstain", False), settings.pop("sender", None)
     address = UpstreamAddress.parse(settings.pop("url", behind.url))
     door = Door(
-        DoorSettings(address, GatewaySettings(**settings), abstain), secret_key(), tokens=tokens, decider=decider
+        DoorSettings(address, GatewaySettings(**settings), abstain),
+        secret_key(),
+        tokens=tokens,
+        decider=decider,
+        upstream=sender,
     )
     metrics = Metrics(None, "test")
     app = Server([], metrics=metrics, door=door)

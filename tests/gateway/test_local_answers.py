@@ -182,9 +182,10 @@ def test_a_task_whose_answers_are_referred_to_goes_upstream(behind: Upstream) ->
 
 @pytest.fixture
 def client(behind: Upstream) -> Iterator[tuple[openai.OpenAI, ScriptedChampion, Upstream]]:
-    with champion_before(behind) as (running, champion), openai.OpenAI(
-        base_url=f"{running.url}/v1", api_key="sk-one", default_headers=TOKEN, max_retries=0
-    ) as made:
+    with (
+        champion_before(behind) as (running, champion),
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="sk-one", default_headers=TOKEN, max_retries=0) as made,
+    ):
         yield made, champion, behind
 
 

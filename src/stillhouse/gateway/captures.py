@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 _MAX_SEEN = 4096  # keys of questions that were asked once
 _BATCH = 256  # exchanges of one transaction
+_GATHER_SECONDS = 0.1  # in which exchanges gather for one transaction, which costs as much as some of them
 _HOUSEKEEPING_SECONDS = 60.0
 _MIN_LABEL_ANSWERS = 20  # before a task without a schema can turn out not to be closed
 _MIN_LABEL_SHARE = 0.9
@@ -196,6 +197,8 @@ class CaptureLog:
         while True:
             self._wakeup.wait(1.0)
             self._wakeup.clear()
+            if not self._stopping:
+                time.sleep(_GATHER_SECONDS)
             is_last = self._stopping
             try:
                 while self._write_batch():
@@ -313,7 +316,8 @@ class CaptureLog:
             self.count("captures", "written" if answer.action is not None or answers is None else "unusable")
             store.add([_row(exchange, question, task, answer, decision)])
             self._close_if_open(store, task)
-            captures.append(_capture(exchange, question, task, answer, decision))
+            if self._decider is not None:
+                captures.append(_capture(exchange, question, task, answer, decision))
         return captures
 
     def _is_task(self, store: GatewayStore, task: Task, question: ClosedQuestion, exchange: Exchange) -> bool:
