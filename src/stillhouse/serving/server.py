@@ -616,7 +616,9 @@ class Server:
 
     async def _openapi(self, _request: Request) -> Response:
         configs = [served.agent.config for served in self._served.values()]
-        description = build_openapi(configs, self._limits, requires_token=self._guard.requires_token)
+        description = build_openapi(
+            configs, self._limits, requires_token=self._guard.requires_token, has_door=self._door is not None
+        )
         return Response(json_response(description).body, media_type=JSON)
 
     async def _engine_error(self, request: Request, error: Exception) -> Response:
