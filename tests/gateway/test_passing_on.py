@@ -214,6 +214,8 @@ def test_own_routes_stay(running: Running) -> None:
     assert httpx.get(f"{running.url}/v1/door").json()["upstream"] == running.upstream.url
     assert "stillhouse_door_requests_total" in httpx.get(f"{running.url}/metrics").text
     assert httpx.post(f"{running.url}/invocations", json={}).status_code == 404
+    paths = httpx.get(f"{running.url}/openapi.json").json()["paths"]
+    assert {"/v1/door", "/v1/chat/completions", "/v1/responses", "/v1/systemone"} <= set(paths)
     assert running.upstream.requests == []
 
 
