@@ -1,4 +1,4 @@
-"""Connections of asyncio for httpcore, which otherwise goes through anyio at several times the cost per request."""
+"""Connections of asyncio for httpcore, which otherwise goes through anyio and needs more time for each request."""
 
 from __future__ import annotations
 
