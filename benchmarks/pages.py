@@ -102,6 +102,10 @@ MEANING = {
     "plain KD beyond noise (95 % interval)",
     "gap_closed_text": "share of the accuracy gap between training on labels alone and the teacher that the student of "
     "stillhouse closes (CLINC150)",
+    # door
+    "added_p50_ms_whole": "median of the paired differences, with the door − without it, of a whole answer (ms)",
+    "added_p50_ms_stream": "the same of a streamed answer, to its last event (ms)",
+    "requests_without_a_count": "requests that were passed on and are neither recorded nor counted as not recorded",
     # drift_detection
     "false_alarms_10k_looks": "share of runs of 10,000 looks without drift in which stillhouse alarms, with default "
     "settings (mean over the five data sets)",
@@ -307,6 +311,13 @@ METHOD = {
         standardised logits, each with the best of six settings by validation log loss; the first and the last agree
         with torchdistill's losses. The score is AUC for two actions and accuracy for more; intervals are 95 %
         (Student's t) of paired differences over the seeds.
+    """,
+    "door": """
+        A scripted upstream on loopback answers each chat completion at once. `stillhouse serve --upstream` stands
+        before it with its defaults: it passes each request on and records it. One client with a keep-alive connection
+        to each asks both in turn with the same request, in an order that alternates, and checks that the answers are
+        equal. A real upstream takes hundreds of times as long, so what is added is told in milliseconds, not as a
+        ratio. There is no peer.
     """,
     "drift_detection": """
         Five data sets (SEA, RBF and Agrawal streams of river, digits, flights), each with a boosted teacher and a
@@ -534,6 +545,29 @@ def _distillation(detail: Detail) -> list[str]:
 
 
 _LARGE_RISE, _LATE = 0.1, 10
+
+
+def _door(detail: Detail) -> list[str]:
+    pairs, load = detail["pairs"], detail["load"]
+    rows = [
+        [
+            kind,
+            *(
+                f"{statistics.median(result[name] for result in pairs[kind]):.2f}"
+                for name in ("direct_p50_ms", "door_p50_ms", "added_p50_ms", "added_p99_ms")
+            ),
+        ]
+        for kind in pairs
+    ]
+    busiest = statistics.median(result["per_second"] for result in load["door, 8 connections"])
+    records = detail["records"]
+    return [
+        "Milliseconds, median over the rounds:",
+        _grid(["answer", "p50 without the door", "p50 with it", "p50 added", "p99 added"], rows),
+        f"With eight connections, one worker passes on {busiest:,.0f} requests per second. Of all "
+        f"{records['passed_on']:,} requests, {records.get('written', 0):,} were recorded and "
+        f"{records.get('dropped', 0):,} dropped, because too many were unwritten.",
+    ]
 
 
 def _drift_detection(detail: Detail) -> list[str]:
@@ -885,6 +919,7 @@ FINDINGS: Mapping[str, Callable[[Detail], list[str]]] = {
     "compression": _compression,
     "deciding": _deciding,
     "distillation": _distillation,
+    "door": _door,
     "drift_detection": _drift_detection,
     "drift_scan": _drift_scan,
     "durability": _durability,

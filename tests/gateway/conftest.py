@@ -47,9 +47,7 @@ class Running:
         deadline = time.monotonic() + 10
         while self.door.records.waiting and time.monotonic() < deadline:
             time.sleep(0.01)
-        with self.door.records._lock:
-            pass
-        time.sleep(0.05)
+        time.sleep(0.05)  # the champion is told after the commit
         deadline = time.monotonic() + 10
         while not store_path().is_file() and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -77,10 +75,14 @@ def open_door(
     behind: Upstream, *, decider: Any = None, tokens: tuple[str, ...] = (), **settings: Any
 ) -> Iterator[Running]:
     """A server without agents before an upstream."""
-    abstain = settings.pop("abstain", False)
+    abstain, sender = settings.pop("abstain", False), settings.pop("sender", None)
     address = UpstreamAddress.parse(settings.pop("url", behind.url))
     door = Door(
-        DoorSettings(address, GatewaySettings(**settings), abstain), secret_key(), tokens=tokens, decider=decider
+        DoorSettings(address, GatewaySettings(**settings), abstain),
+        secret_key(),
+        tokens=tokens,
+        decider=decider,
+        upstream=sender,
     )
     metrics = Metrics(None, "test")
     app = Server([], metrics=metrics, door=door)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -65,6 +66,13 @@ def ask(running: Running, body: dict[str, Any] | None = None, **headers: str) ->
     return httpx.post(f"{running.url}/v1/chat/completions", json=body or chat(), headers=sent, timeout=10)
 
 
+def wait_for_notes(champion: ScriptedChampion, count: int) -> None:
+    """Wait until the champion has heard of so many records."""
+    deadline = time.monotonic() + 10
+    while len(champion.noted) < count and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def is_local(response: httpx.Response) -> bool:
     return response.headers.get("x-stillhouse-decided-by") == "student"
 
@@ -99,6 +107,7 @@ def test_local_answers_are_counted_but_teach_nothing(behind: Upstream) -> None:
     with champion_before(behind) as (running, champion):
         ask(running, **TOKEN)
         (row,) = running.rows()
+        wait_for_notes(champion, 1)
         assert (row["asked"], row["action"], row["local_action"], row["input_tokens"]) == ("local", None, "move", None)
         (summary,) = running.wait_until_written().tasks()
         assert summary.answered_locally == 1 and summary.usable == 0 and summary.median_ms is None
@@ -124,6 +133,7 @@ def test_why_the_upstream_was_asked_is_recorded(
         response = ask(running, **TOKEN)
         assert response.json() == completion('{"intent": "move"}') and not is_local(response)
         (row,) = running.rows()
+        wait_for_notes(champion, 1)
         assert (row["asked"], row["action"], row["decision_id"]) == (asked, "move", "o.t")
         (capture,) = champion.noted
         assert capture.blind is blind and capture.agreed is (capture.local_action == "move")
@@ -133,11 +143,11 @@ def test_why_the_upstream_was_asked_is_recorded(
 def test_audits_are_drawn_at_their_share_and_the_champion_cannot_know(behind: Upstream) -> None:
     behind.answer = label_completion('{"intent": "stay"}')
     with champion_before(behind, champion={"audit": 0.3}) as (running, champion):
-        local = sum(is_local(ask(running, **TOKEN)) for _ in range(120))
+        local = sum(is_local(ask(running, **TOKEN)) for _ in range(60))
         rows = running.rows()
-        assert len(champion.asked) == 120, "it is asked before the draw"
+        assert len(champion.asked) == 60, "it is asked before the draw"
         assert {row["asked"] for row in rows} == {"local", "audit"}
-        assert 120 - local == len(behind.requests) and 15 <= len(behind.requests) <= 60
+        assert 60 - local == len(behind.requests) and 5 <= len(behind.requests) <= 35
 
 
 def test_no_champion_a_broken_one_and_what_cannot_be_said_go_upstream(behind: Upstream) -> None:
@@ -182,9 +192,10 @@ def test_a_task_whose_answers_are_referred_to_goes_upstream(behind: Upstream) ->
 
 @pytest.fixture
 def client(behind: Upstream) -> Iterator[tuple[openai.OpenAI, ScriptedChampion, Upstream]]:
-    with champion_before(behind) as (running, champion), openai.OpenAI(
-        base_url=f"{running.url}/v1", api_key="sk-one", default_headers=TOKEN, max_retries=0
-    ) as made:
+    with (
+        champion_before(behind) as (running, champion),
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="sk-one", default_headers=TOKEN, max_retries=0) as made,
+    ):
         yield made, champion, behind
 
 

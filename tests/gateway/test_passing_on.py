@@ -6,14 +6,19 @@ import gzip
 import http.client
 import json
 import socket
+import ssl
 import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from stillhouse.gateway.upstream import Upstream as Sender
+from stillhouse.gateway.upstream import UpstreamAddress
 from tests.gateway.conftest import Running, open_door
-from tests.gateway.upstream import Upstream, chunked, completion, raw, stream_of, whole
+from tests.gateway.upstream import Upstream, chunked, completion, raw, stream_of, upstream, whole
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
@@ -209,6 +214,8 @@ def test_own_routes_stay(running: Running) -> None:
     assert httpx.get(f"{running.url}/v1/door").json()["upstream"] == running.upstream.url
     assert "stillhouse_door_requests_total" in httpx.get(f"{running.url}/metrics").text
     assert httpx.post(f"{running.url}/invocations", json={}).status_code == 404
+    paths = httpx.get(f"{running.url}/openapi.json").json()["paths"]
+    assert {"/v1/door", "/v1/chat/completions", "/v1/responses", "/v1/systemone"} <= set(paths)
     assert running.upstream.requests == []
 
 
@@ -230,3 +237,49 @@ def test_an_absolute_target_still_goes_to_the_upstream(running: Running) -> None
         client.sendall(b"GET http://evil.example/v1/models HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
         assert b" 400 " in client.recv(1000).split(b"\r\n")[0]
     assert running.upstream.requests == []
+
+
+def self_signed(folder: Path) -> Path:
+    """A certificate of localhost with its key, in one file."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    text = certificate.public_bytes(pem) + key.private_bytes(
+        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "cert.pem").write_bytes(text)
+    return folder / "cert.pem"
+
+
+def test_the_certificate_of_the_upstream_is_verified(tmp_path: Path) -> None:
+    file = self_signed(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(file)
+    with upstream(tls=tls) as behind:
+        url = f"https://localhost:{behind.port}"
+        with open_door(behind, url=url) as running:
+            response = post(running)
+            assert response.status_code == 502 and "certificate" in response.json()["error"]["message"]
+        assert behind.requests == []
+        trusting = ssl.create_default_context(cafile=str(file))
+        with open_door(behind, url=url, sender=Sender(UpstreamAddress.parse(url), ssl_context=trusting)) as running:
+            for _ in range(2):
+                assert post(running).json() == completion()
+            assert behind.connections <= 3, "connections are kept"

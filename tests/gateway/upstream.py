@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -189,14 +190,14 @@ async def _serve(state: Upstream, reader: asyncio.StreamReader, writer: Writer) 
 
 
 @contextlib.contextmanager
-def upstream(answer: Answer | None = None) -> Iterator[Upstream]:
+def upstream(answer: Answer | None = None, tls: ssl.SSLContext | None = None) -> Iterator[Upstream]:
     """A running upstream, in a thread of its own."""
     state = Upstream(answer=answer or label_completion())
     loop = asyncio.new_event_loop()
     started = threading.Event()
 
     async def run() -> None:
-        server = await asyncio.start_server(lambda r, w: _serve(state, r, w), "127.0.0.1", state.port)
+        server = await asyncio.start_server(lambda r, w: _serve(state, r, w), "127.0.0.1", state.port, ssl=tls)
         state.port = server.sockets[0].getsockname()[1]
         started.set()
         async with server:

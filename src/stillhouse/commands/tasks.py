@@ -59,25 +59,23 @@ def _read_report() -> TaskReport:
 
 
 def _show(summaries: tuple[TaskSummary, ...]) -> None:
-    table = Table(
-        "task", "model", "requests", "local", "answers", "callers", "tokens in", "out", "money", "p50 (ms)", ""
-    )
-    for column in table.columns[2:10]:
+    has_money = any(summary.money is not None for summary in summaries)
+    numbers = ("requests", "local", "answers", "tokens", *(["money"] if has_money else []), "p50 (ms)")
+    table = Table("task", "model", *numbers)
+    table.columns[0].no_wrap = True
+    for column in table.columns[2:]:
         column.justify = "right"
     for summary in summaries:
-        task = summary.task
+        task, closed = summary.task, "" if summary.is_closed else ", not closed"
         actions = f" of {len(task.actions)}" if task.actions else ""
         table.add_row(
-            task.key if task.name is None else f"{escape_line(task.name)} ({task.key})",
+            (task.key if task.name is None else f"{task.key} {escape_line(task.name)}") + closed,
             escape_line(task.model),
             f"{summary.requests:,}",
             f"{summary.answered_locally:,}",
             f"{summary.answers:,}{actions}",
-            f"{summary.callers:,}",
-            f"{summary.input_tokens:,}",
-            f"{summary.output_tokens:,}",
-            "" if summary.money is None else f"{summary.money:,.4f}",
+            f"{summary.input_tokens:,} + {summary.output_tokens:,}",
+            *([format_number(summary.money)] if has_money else []),
             format_number(summary.median_ms),
-            "" if summary.is_closed else "not closed",
         )
     console.print(table)

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 _MAX_SEEN = 4096  # keys of questions that were asked once
 _BATCH = 256  # exchanges of one transaction
+_GATHER_SECONDS = 0.1  # in which exchanges gather for one transaction, which costs as much as some of them
 _HOUSEKEEPING_SECONDS = 60.0
 _MIN_LABEL_ANSWERS = 20  # before a task without a schema can turn out not to be closed
 _MIN_LABEL_SHARE = 0.9
@@ -121,10 +122,12 @@ class CaptureLog:
         self._queue = deque[Exchange]()
         self._references = deque[str]()
         self._size = 0
+        self._writing = 0
         self._lock = threading.Lock()
         self._wakeup = threading.Event()
         self._stopping = False
         self._counts, self._unsaved = new_counts(), new_counts()
+        self._tentative = new_counts()
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._store: GatewayStore | None = None
         self._failed = False
@@ -153,7 +156,8 @@ class CaptureLog:
     def refer(self, answer_id: str) -> None:
         """Note that a request refers to an earlier answer."""
         if (key := task_of_local_id(answer_id)) is not None:
-            self.referred |= {key}
+            with self._lock:
+                self.referred |= {key}
         if len(self._references) < self._settings.max_waiting:
             self._references.append(answer_id)
 
@@ -171,7 +175,7 @@ class CaptureLog:
     @property
     def waiting(self) -> int:
         """Exchanges that are not written yet."""
-        return len(self._queue)
+        return len(self._queue) + self._writing
 
     @property
     def is_failing(self) -> bool:
@@ -196,6 +200,8 @@ class CaptureLog:
         while True:
             self._wakeup.wait(1.0)
             self._wakeup.clear()
+            if not self._stopping:
+                time.sleep(_GATHER_SECONDS)
             is_last = self._stopping
             try:
                 while self._write_batch():
@@ -216,11 +222,13 @@ class CaptureLog:
         with self._lock:
             batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
             self._size -= sum(exchange.bytes for exchange in batch)
+            self._writing = len(batch)
         references = [self._references.popleft() for _ in range(len(self._references))]
         is_due = time.monotonic() >= self._housekeeping_at
         if not (batch or references or self._unsaved or is_due):
             return False
         captures = list[Capture]()
+        self._tentative = new_counts()
         try:
             read = [pair for exchange in batch if (pair := self._read(exchange)) is not None]
             store = self._store or GatewayStore(self._path)
@@ -235,12 +243,18 @@ class CaptureLog:
                     before = datetime.now(UTC) - self._settings.retention
                     store.purge(int(before.timestamp() * 1e6))
                 with self._lock:
-                    unsaved, self._unsaved = self._unsaved, new_counts()
+                    unsaved = self._unsaved.copy()
                 store.count({f"{what}:{result}": number for (what, result), number in unsaved.items()})
+            with self._lock:  # counted only now, because a transaction may fail
+                self._unsaved -= unsaved
+                self._counts.update(self._tentative)
+                self._unsaved.update(self._tentative)
             if is_due or references:
-                self.referred = store.referred()
+                referred = store.referred()
+                with self._lock:  # a union: the event loop may have added a key that is not on the disk yet
+                    self.referred |= referred
                 self._housekeeping_at = time.monotonic() + _HOUSEKEEPING_SECONDS
-        except StillhouseError:
+        except Exception:
             if self._store is not None:  # it is opened again: its file may have been removed or replaced
                 self._store.close()
                 self._store = None
@@ -248,9 +262,11 @@ class CaptureLog:
                 for _ in batch:
                     self._add("captures", "unwritten")
             raise
+        finally:
+            self._writing = 0
         for capture in captures:
             self._tell(capture)
-        return bool(self._queue)
+        return bool(self._queue or self._unsaved)
 
     def _tell(self, capture: Capture) -> None:
         if self._decider is not None:
@@ -310,10 +326,11 @@ class CaptureLog:
             decision = exchange.decisions[index] if exchange.decisions else None
             if not self._is_task(store, task, question, exchange):
                 continue
-            self.count("captures", "written" if answer.action is not None or answers is None else "unusable")
+            self._tentative["captures", "written" if answer.action is not None or answers is None else "unusable"] += 1
             store.add([_row(exchange, question, task, answer, decision)])
             self._close_if_open(store, task)
-            captures.append(_capture(exchange, question, task, answer, decision))
+            if self._decider is not None:
+                captures.append(_capture(exchange, question, task, answer, decision))
         return captures
 
     def _is_task(self, store: GatewayStore, task: Task, question: ClosedQuestion, exchange: Exchange) -> bool:
@@ -324,12 +341,12 @@ class CaptureLog:
             self._seen[task.key] = None
             if len(self._seen) > _MAX_SEEN:
                 self._seen.popitem(last=False)
-            self.count("captures", "first time")
+            self._tentative["captures", "first time"] += 1
             return False
         limits = (self._settings.max_tasks, self._settings.max_tasks_per_tenant)
         if store.admit(task, question.constant, exchange.at, limits):
             return True
-        self.count("unrecognised", "too many tasks")
+        self._tentative["unrecognised", "too many tasks"] += 1
         return False
 
     def _close_if_open(self, store: GatewayStore, task: Task) -> None:
@@ -340,7 +357,7 @@ class CaptureLog:
         is_open = answers >= _MIN_LABEL_ANSWERS and labels < _MIN_LABEL_SHARE * answers
         if is_open or different > self._settings.max_labels:
             store.close_task(task.key)
-            self.count("captures", "task is not closed")
+            self._tentative["captures", "task is not closed"] += 1
 
 
 def read_questions(

@@ -160,8 +160,7 @@ class Door:
         model = None
         if exchange is not None and self._decider is not None:
             try:
-                request = msgspec.json.decode(body.read)
-                model = request["model"] if isinstance(request.get("model"), str) else None
+                model = _model_of(body.read)
                 answered = await self._try_locally(exchange, model, send)
             except Exception as error:  # whatever fails here must not fail the request
                 self._fail("deciding", error)
@@ -426,6 +425,21 @@ async def _respond(send: Send, status: int, body: bytes, headers: Sequence[tuple
     sent = [*headers, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": sent})
     await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _model_of(body: bytes) -> str | None:
+    """The model that a request is for; None if the request is malformed."""
+    try:
+        return _model_decoder.decode(body).model
+    except msgspec.MsgspecError:
+        return None
+
+
+class _WithModel(msgspec.Struct):
+    model: str
+
+
+_model_decoder = msgspec.json.Decoder(_WithModel)
 
 
 def _note_headers(exchange: Exchange, headers: Sequence[tuple[bytes, bytes]]) -> None:

@@ -17,6 +17,7 @@ import httpcore
 
 from stillhouse.errors import ConfigError
 from stillhouse.gateway.access import OWN_HEADERS
+from stillhouse.gateway.streams import AsyncioBackend
 
 __all__ = ["Upstream", "UpstreamAddress", "normalise_path", "request_headers", "response_headers"]
 
@@ -163,6 +164,7 @@ class Upstream:
             max_connections=None,
             max_keepalive_connections=_MAX_IDLE,
             keepalive_expiry=_KEEP_ALIVE_SECONDS,
+            network_backend=AsyncioBackend(),
         )
 
     async def send(

@@ -34,13 +34,16 @@ _ERRORS = {
 _BODY_ERRORS = ("400", "401", "408", "413", "415", "422", "503")
 
 
-def build_openapi(agents: Sequence[AgentConfig], limits: RequestLimits, *, requires_token: bool) -> Json:
+def build_openapi(
+    agents: Sequence[AgentConfig], limits: RequestLimits, *, requires_token: bool, has_door: bool = False
+) -> Json:
     """The OpenAPI 3.1 description.
 
     >>> build_openapi([], RequestLimits(), requires_token=False)["openapi"]
     '3.1.0'
 
     :param requires_token: whether a bearer token is needed.
+    :param has_door: whether requests are passed on to an upstream.
     """
     paths: Json = {}
     schemas = _shared_schemas()
@@ -48,6 +51,8 @@ def build_openapi(agents: Sequence[AgentConfig], limits: RequestLimits, *, requi
         schemas[_schema_name(config, "Observation")] = _observation_schema(config)
         paths |= _agent_paths(config, limits)
     paths |= _server_paths(agents, limits)
+    if has_door:
+        paths |= _door_paths()
     return {
         "openapi": "3.1.0",
         "info": {
@@ -274,6 +279,31 @@ def _server_paths(agents: Sequence[AgentConfig], limits: RequestLimits) -> Json:
         "/openapi.json": {
             "get": _operation("openapi", "This description", _json_response({"type": "object"}), ("401",))
         },
+    }
+
+
+def _door_paths() -> Json:
+    """The front door's own path, and those that are passed on and recorded; their schemas are the upstream's."""
+    passed_on = {
+        "/v1/chat/completions": ("chat_completions", "Passed on to the upstream, or answered by a task's champion"),
+        "/v1/responses": ("responses", "Passed on to the upstream, or answered by a task's champion"),
+        "/v1/systemone": ("systemone", "Passed on to the upstream, or answered by the questions' champions"),
+    }
+    response = {"description": "as the upstream answers", "content": {"application/json": {}}}
+    unreachable = {"502": {"description": "the upstream cannot be reached"}}
+    paths: Json = {
+        path: {
+            "post": _operation(name, text, response, (), unreachable)
+            | {"security": [], "requestBody": _json_body({"type": "object"})}
+        }
+        for path, (name, text) in passed_on.items()
+    }
+    return paths | {
+        "/v1/door": {
+            "get": _operation(
+                "door", "Counts of the front door, over all workers", _json_response({"type": "object"}), ("401",)
+            )
+        }
     }
 
 

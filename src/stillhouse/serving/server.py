@@ -385,7 +385,7 @@ class Server:
                 Route(f"{per_agent}/knowledge", self._knowledge, methods=get),
                 Route(per_agent, self._status, methods=get),
                 Route("/v1/agents", self._agents, methods=get),
-                Route("/v1/door", self._door_status, methods=get),
+                *([] if self._door is None else [Route("/v1/door", self._door_status, methods=get)]),
                 Route("/invocations", self._score, methods=["POST"]),
                 Route("/ping", self._ping, methods=get),
                 Route("/health", self._ping, methods=get),
@@ -595,8 +595,7 @@ class Server:
 
     async def _door_status(self, _request: Request) -> Response:
         """What passes through the door, over all workers."""
-        if self._door is None:
-            raise HttpError(404, "no_door", "this server has no upstream: stillhouse serve --upstream names one")
+        assert self._door is not None
         counters = (await asyncio.to_thread(self._metrics.total)).counters
         settings = self._door.settings
         body = {
@@ -616,7 +615,9 @@ class Server:
 
     async def _openapi(self, _request: Request) -> Response:
         configs = [served.agent.config for served in self._served.values()]
-        description = build_openapi(configs, self._limits, requires_token=self._guard.requires_token)
+        description = build_openapi(
+            configs, self._limits, requires_token=self._guard.requires_token, has_door=self._door is not None
+        )
         return Response(json_response(description).body, media_type=JSON)
 
     async def _engine_error(self, request: Request, error: Exception) -> Response:

@@ -184,7 +184,7 @@ def _is_named(question: ClosedQuestion) -> bool:
 
 def _read_answer(question: ClosedQuestion, content: Json) -> Answer:
     usage = content.get("usage")
-    about = {
+    about: dict[str, Any] = {
         "model": _text(content.get("model")),
         "fingerprint": _text(content.get("system_fingerprint")),
         "input_tokens": token_count(usage, "prompt_tokens"),
