@@ -71,7 +71,7 @@ def test_an_alarm_takes_coverage_back_says_why_and_is_over_when_it_is_earned_aga
     with start_agent() as agent:
         agent.decide([next(good) for _ in range(60)])
         assert agent.status().promise.threshold is not None
-        for wrong in range(1, 10):
+        for wrong in range(1, 10):  # noqa: B007  # counted below
             agent.decide(next(bad))
             if agent.status().promise.alarms:
                 break

@@ -90,7 +90,7 @@ def _make_guard(session: Session, test: pd.DataFrame) -> NoveltyGuard | None:
         except (OSError, ValueError):
             pass  # a champion from before the promise: the guard is made from the present rows
     training = session.training_rows
-    learned = training.frame[~training.is_validation]
+    learned = training.frame[training.may_learn]
     held_out = pd.concat([training.frame[training.is_validation], test], ignore_index=True)
     return NoveltyGuard.learn(_texts(learned, settings)).calibrate(list(_texts(held_out, settings)))
 
