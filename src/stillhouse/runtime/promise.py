@@ -185,7 +185,7 @@ class SharedPromise:
     # ----------------------------------------------------------------- inside
 
     def _current(self, champion: str) -> PromiseKeeper | None:
-        """The newest state, if it is of that champion; else None: nothing may be answered. A damaged one begins anew."""
+        """The newest state, if it is of that champion; else None: answer nothing. A damaged one begins anew."""
         try:
             if self._stamp != _stamp_of(self._file):
                 with self._lock:
