@@ -531,6 +531,24 @@ def test_all_errors_are_reported_at_once(file: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("cascade", "message"),
+    [
+        ("{timeout: 1s}", "one of `below` and `agreement`, and here are neither"),
+        ("{below: 0.5, agreement: 0.98}", "one of `below` and `agreement`, and here are both"),
+        ("{below: 0.5, audit: 0.1}", "`audit` belongs to `agreement`"),
+        ("{agreement: 1.0}", "agreement"),
+    ],
+)
+def test_a_cascade_has_one_rule(file: Path, cascade: str, message: str) -> None:
+    file.write_text(GOOD + f"runtime: {{cascade: {cascade}}}\n")
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_file(file)
+    file.write_text(GOOD + "runtime: {cascade: {agreement: 0.98}}\n")
+    promise = load_file(file).runtime.cascade.promise
+    assert (promise.agreement, promise.confidence) == (0.98, 0.95)
+
+
 def test_a_misspelt_required_key_is_both_missing_and_unknown(file: Path) -> None:
     message = error_message(file, GOOD.replace("agent: toy", "agnet: toy")).split("\n")
     assert message == ["1: agent: is required and missing", "1: agnet: unknown key; did you mean 'agent'?"]

@@ -45,10 +45,14 @@ from stillhouse.records import (
     ModelRef,
     ModelSource,
     NamedQuality,
+    NewAnswers,
     PoolEvidence,
     PoolMember,
     PoolState,
     PredictedGain,
+    Promise,
+    PromiseState,
+    PromiseStatus,
     Proof,
     Quality,
     Questions,
@@ -74,6 +78,8 @@ from stillhouse.records import (
     TeacherReport,
     TeacherShare,
     TeacherWeights,
+    UnsureCluster,
+    UntaughtAnswer,
     Verdict,
     Verification,
     WeightChange,
@@ -435,6 +441,39 @@ HISTORY_ENTRY = HistoryEntry(
 HISTORY = History(agent="toy", entries=(HISTORY_ENTRY,))
 TEACHER_SHARE = TeacherShare(teacher="t", kinds=("python",), by_file=0.5, now={"": 0.4, "origin=JFK": 0.2})
 TEACHER_REPORT = TeacherReport(agent="toy", teachers=(TEACHER_SHARE,), changes=(WEIGHT_CHANGE,))
+PROMISE = Promise(agreement=0.98, confidence=0.95)
+PROMISE_STATE = PromiseState(
+    promise=PROMISE,
+    threshold=2 / 3,
+    novelty_limit=0.47,
+    rows=(3, 0),
+    disagreements=(1, 0),
+    doubt=(0.1, 0.0),
+    usual=(0.2, 1.0),
+    evidence=((-100.0, 0.1), (-100.0, -100.0)),
+    unsure_evidence=(-100.0,),
+    epoch=1,
+    alarm="agreement",
+)
+PROMISE_STATUS = PromiseStatus(
+    promise=PROMISE,
+    champion="toy@3",
+    threshold=None,
+    coverage=None,
+    rows=0,
+    agreement=None,
+    agreement_bound=None,
+    blind_rows=0,
+    rows_lacking=149,
+    audited=7,
+    answered=5,
+    agreed=5,
+    alarms=0,
+    why="the teacher answers all rows",
+)
+UNTAUGHT = UntaughtAnswer(action="São Tomé", rows=7, taught=0, examples=("é",))
+UNSURE = UnsureCluster(name="visa_ready", rows=9, action="visa", share=2 / 3, examples=("is my visa ready",))
+NEW_ANSWERS = NewAnswers(rows=90, unsure=12, untaught=(UNTAUGHT,), clusters=(UNSURE,), missed_out_of_scope=0.1)
 TABLE_DRIFT = TableDrift(reference_rows=9, current_rows=8, columns=(COLUMN,))
 ALL: list[Record] = [
     words_for("teacher answers"),
@@ -503,6 +542,12 @@ ALL: list[Record] = [
     PREDICTED_GAIN,
     REALISED_GAIN,
     RECKONING,
+    PROMISE,
+    PROMISE_STATE,
+    PROMISE_STATUS,
+    UNTAUGHT,
+    UNSURE,
+    NEW_ANSWERS,
 ]
 every_record = pytest.mark.parametrize("record", ALL, ids=lambda record: type(record).__name__)
 

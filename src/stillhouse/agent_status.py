@@ -12,8 +12,9 @@ from stillhouse.config import AgentConfig
 from stillhouse.knowledge import KnowledgeBase, integrity
 from stillhouse.knowledge.spool import spool_folder, survey
 from stillhouse.promoting import describe_unrecorded_champion
-from stillhouse.records import Record, Response, SameRows, Spending, Verdict, VerdictResult
+from stillhouse.records import PromiseStatus, Record, Response, SameRows, Spending, Verdict, VerdictResult
 from stillhouse.registry import Registry, VersionEntry
+from stillhouse.runtime.promise import read_promise_status
 from stillhouse.serving.reports import read_local_problems
 from stillhouse.watching.pool import list_switches_of
 
@@ -66,6 +67,9 @@ class AgentStatus(Record):
     challenger: str | None = Field(description="the version that waits for approval; None: none waits")
     last_watch: WatchStatus | None
     versions: tuple[VersionEntry, ...] = Field(description="newest first, all of them")
+    promise: PromiseStatus | None = Field(
+        default=None, description="how far the promised agreement is held on this machine; None: none, or no decisions"
+    )
     same_rows: SameRows | None = Field(description="models on the rows of the newest test window; None: no refresh yet")
     folder: str = Field(description="folder of the knowledge base")
     tables: dict[str, int] = Field(description="rows by table")
@@ -102,6 +106,7 @@ def read_status(settings: AgentConfig) -> AgentStatus:
         challenger=next((f"{agent}@{entry.version}" for entry in versions if "challenger" in entry.aliases), None),
         last_watch=_describe_watch(last_watch) if last_watch else None,
         versions=versions,
+        promise=read_promise_status(settings),
         same_rows=registry.runs.newest_same_rows(),
         folder=str(base.root),
         tables=base.tables.count_rows(),

@@ -20,6 +20,7 @@ from stillhouse.commands.evaluate import evaluate
 from stillhouse.commands.history import history
 from stillhouse.commands.import_ import import_
 from stillhouse.commands.keys import keys, sign, verify_model
+from stillhouse.commands.new_answers import new_answers
 from stillhouse.commands.output import console
 from stillhouse.commands.quarantine import quarantine
 from stillhouse.commands.replay import replay
@@ -49,6 +50,7 @@ app.command()(status)
 app.command()(history)
 app.command()(timeline)
 app.command()(evaluate)
+app.command()(new_answers)
 app.command()(verify)
 app.command()(teachers)
 app.command()(replay)

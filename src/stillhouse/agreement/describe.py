@@ -53,7 +53,10 @@ def _explain(keeper: PromiseKeeper, rows: int, bound: float) -> str:
         if state.threshold == state.fallback:
             proof = f"{_ALARMS[state.alarm or 'agreement']}, so the threshold fell back to a stricter one"
         else:
-            proof = f"{rows} audited rows at {state.threshold:.3g} and above prove at least {_percent(bound)}"
+            which = f"at {state.threshold:.3g} and above" if state.threshold else "of any confidence"
+            proof = f"{rows} audited rows {which} prove at least {_percent(bound)}"
+        if not state.threshold:
+            return f"the student answers all rows: {proof}"
         share = "some" if keeper.coverage is None else f"{keeper.coverage:.0%}"
         return f"the student answers {share} of the rows: {proof}; for the others {promised} is not proved"
     if not blind:

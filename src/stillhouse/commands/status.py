@@ -39,6 +39,9 @@ def status(
         print_json(read)
         return
     _show_champion(read)
+    if read.promise is not None:
+        promised = f"{100 * read.promise.promise.agreement:g} % agreement with the teacher"
+        console.print(f"promise of {promised} ({read.promise.champion}): {escape_line(read.promise.why)}")
     for problem in read.problems:
         console.print(f"problem: {escape_line(problem)}", soft_wrap=True)
     _show_versions(read, last)

@@ -121,7 +121,7 @@ def _make_target(
     """
     session = get_session(job)
     settings, rows = session.settings, session.training_rows
-    train_index = np.flatnonzero(~rows.is_validation)
+    train_index = np.flatnonzero(rows.may_learn)
     validation_index = np.flatnonzero(rows.is_validation & rows.has_label)
     validation_rows = _select_validation_rows(session, teacher, train_index, validation_index)
     measured_index = np.concatenate([validation_index, train_index[validation_rows.training_index]])

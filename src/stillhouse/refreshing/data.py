@@ -123,12 +123,9 @@ class RefreshData:
         return self._training_rows[key]
 
     def _limit_rows(self, window: Window) -> pd.DataFrame:
-        """Labelled rows up to ``windows.max_train_rows``, then unlabelled ones as far as there is room.
-
-        Without the audited rows of a promised agreement: they show how far students agree that never learned from them.
-        """
+        """Labelled rows up to ``windows.max_train_rows``, then unlabelled ones as far as there is room."""
         base, max_rows = self.base, self.base.config.windows.max_train_rows
-        rows = _drop_audited(self.read_observations(window), base.config)
+        rows = self.read_observations(window)
         labelled = base.limit(rows[rows["outcome"] >= 0].reset_index(drop=True), max_rows)
         room = None if max_rows is None else max_rows - len(labelled)
         unlabelled = rows[rows["outcome"] < 0].reset_index(drop=True)
@@ -142,15 +139,6 @@ class RefreshData:
         if unlabelled.empty:
             return labelled
         return pd.concat([labelled, unlabelled]).sort_values(["observed_at", "observation_id"], ignore_index=True)
-
-
-def _drop_audited(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
-    """The rows without those that the audit of ``runtime.cascade.agreement`` draws."""
-    cascade = config.runtime.cascade
-    if cascade is None or cascade.promise is None or rows.empty:
-        return rows
-    drawn = np.array(load_audit_draw().mask(rows["observation_id"].tolist(), cascade.audit))
-    return rows[~drawn].reset_index(drop=True)
 
 
 class TrainingRows:
@@ -185,6 +173,19 @@ class TrainingRows:
     def is_validation(self) -> Mask:
         """Which rows lie in validation blocks, bool ``[n]``; no student is trained on them."""
         return mask_validation_rows(self.frame["observed_at"], self.settings.distillation)
+
+    @cached_property
+    def may_learn(self) -> Mask:
+        """Which rows a student may learn from, bool ``[n]``: outside validation blocks, and not audited.
+
+        Audited rows are those that the audit of ``runtime.cascade.agreement`` draws: they show how far students agree
+        with the teacher that never learned from them.
+        """
+        cascade = self.base.config.runtime.cascade
+        if cascade is None or cascade.promise is None:
+            return ~self.is_validation
+        drawn = load_audit_draw().mask(self.frame["observation_id"].tolist(), cascade.audit)
+        return ~self.is_validation & ~np.array(drawn, dtype=bool)
 
     @cached_property
     def labelled(self) -> pd.DataFrame:
@@ -234,15 +235,15 @@ class TrainingRows:
     @cached_property
     def synthetic_rows(self) -> pd.DataFrame:
         """Synthetic rows near labelled training rows, each within one cross-fitting block of the teacher."""
-        has_train_label = self.has_label & ~self.is_validation
+        has_train_label = self.has_label & self.may_learn
         time_blocks = self.cross_fit.time_blocks[has_train_label]
         return make_synthetic_rows(self.settings, self.frame[has_train_label], time_blocks)
 
     # ----------------------------------------------------------------- training sets
 
     def train_mask(self, teacher: TeacherRef) -> Mask:
-        """Rows outside validation days with teacher probabilities, a label, or both, bool ``[n]``."""
-        return (self.has_teacher_probs(teacher.version) | self.has_label) & ~self.is_validation
+        """Rows to learn from that have teacher probabilities, a label, or both, bool ``[n]``."""
+        return (self.has_teacher_probs(teacher.version) | self.has_label) & self.may_learn
 
     def make_training_set(self, teacher: TeacherRef, columns: Columns, *, synthetic: bool = True) -> TrainingSet:
         """All rows to train on, followed by the synthetic rows that the teacher has answered.

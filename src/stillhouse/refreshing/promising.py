@@ -34,16 +34,19 @@ _MIN_ANSWERED = 0.99
 """Share of the rows of an examination that the teacher must have answered; else it is not known why others lack."""
 
 
-def write_promise(session: Session, teacher: TeacherRef, frontier: Frontier) -> None:
+def write_promise(session: Session, teacher: TeacherRef, frontier: Frontier) -> Frontier:
     """Fit the promise of the agent file for the chosen variant, and write it into its folder; nothing without one.
 
     Repeated, it writes the same files.
+
+    :returns: the frontier with the variant's size on disk, which counts these files.
     """
     cascade = session.settings.runtime.cascade
     promise = None if cascade is None else cascade.promise
     if cascade is None or promise is None:
-        return
-    folder = Path(frontier.named(frontier.chosen).folder)
+        return frontier
+    chosen = frontier.named(frontier.chosen)
+    folder = Path(chosen.folder)
     variant, settings = Variant(folder), session.settings
     rows = session.data.read_labelled(session.job.test)
     guard = _make_guard(session, rows)
@@ -60,6 +63,11 @@ def write_promise(session: Session, teacher: TeacherRef, frontier: Frontier) -> 
         keeper.fit(confidences, probs.argmax(axis=1) == answers.argmax(axis=1), novelties)
     write_atomic(folder / PROMISE_FILE, keeper.state.model_dump_json(), mode=0o644)
     log.info("promise: %s", describe_promise(keeper, frontier.chosen).why)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    resized = chosen.model_copy(update={"bytes": size})
+    return frontier.model_copy(
+        update={"candidates": tuple(resized if candidate is chosen else candidate for candidate in frontier.candidates)}
+    )
 
 
 def _find_blind_rows(session: Session, teacher: TeacherRef, rows: pd.DataFrame, answered: Mask, share: float) -> Mask:
@@ -90,7 +98,7 @@ def _make_guard(session: Session, test: pd.DataFrame) -> NoveltyGuard | None:
         except (OSError, ValueError):
             pass  # a champion from before the promise: the guard is made from the present rows
     training = session.training_rows
-    learned = training.frame[~training.is_validation]
+    learned = training.frame[training.may_learn]
     held_out = pd.concat([training.frame[training.is_validation], test], ignore_index=True)
     return NoveltyGuard.learn(_texts(learned, settings)).calibrate(list(_texts(held_out, settings)))
 

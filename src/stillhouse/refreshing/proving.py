@@ -65,7 +65,7 @@ PROOF_SECTIONS = ("actions", "observations", "quality", "promotion", "budgets", 
 
 def prove_challenger(session: Session, teacher: TeacherRef, student: StudentRef, frontier: Frontier) -> Proof:
     """Measure all models on the validation days, the test window and what a challenger should not forget."""
-    write_promise(session, teacher, frontier)
+    frontier = write_promise(session, teacher, frontier)
     champion = session.champion
     windows = read_proof_windows(session)
     yardsticks = load_yardsticks(session)

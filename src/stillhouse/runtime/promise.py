@@ -109,6 +109,7 @@ class SharedPromise:
         self._shared_champion: str | None = None
         self._keeper: PromiseKeeper | None = None
         self._guard: NoveltyGuard | None = None
+        self._variant_folder: Path | None = None
         self._text_positions: list[int] | None = None
         self._texts = frozenset(config.observations.texts)
 
@@ -119,13 +120,12 @@ class SharedPromise:
         folder = None if champion.pointer is None else self._folder / champion.pointer.folder
         guard = None if folder is None else _read_guard(folder / NOVELTY_FILE)
         with self._lock:
-            self._champion, self._guard = champion.version, guard
+            self._champion, self._guard, self._variant_folder = champion.version, guard, folder
             try:
                 with self._file_lock():
                     shared = _read(self._file)
                     if shared is None or (shared.champion, shared.state.promise) != (champion.version, self.promise):
-                        keeper = _begin(self.promise, folder, guard)
-                        self._write(keeper)
+                        self._write(_begin(self.promise, folder, guard))
                     self._load()
             except (OSError, RuntimeStateError) as error:
                 self._fail(error)
@@ -190,25 +190,27 @@ class SharedPromise:
     # ----------------------------------------------------------------- inside
 
     def _current(self, champion: str) -> PromiseKeeper | None:
-        """The newest state, if it is of that champion; else None: nothing may be answered."""
+        """The newest state, if it is of that champion; else None: answer nothing. A damaged one begins anew."""
         try:
-            stat = self._file.stat()
-            if self._stamp != (stat.st_ino, stat.st_mtime_ns):
+            if self._stamp != _stamp_of(self._file):
                 with self._lock:
+                    if _read(self._file) is None:
+                        with self._file_lock():
+                            log.warning("%s is missing or damaged: the promise begins anew", self._file)
+                            self._write(_begin(self.promise, self._variant_folder, self._guard))
                     self._load()
-        except OSError as error:
+        except (OSError, RuntimeStateError) as error:
             self._fail(error)
             return None
         return self._keeper if self._shared_champion == champion else None
 
     def _load(self) -> None:
         """Read the file; the caller holds the lock of this process."""
-        stat = self._file.stat()
-        shared = _read(self._file)
+        stamp, shared = _stamp_of(self._file), _read(self._file)
         is_usable = shared is not None and shared.state.promise == self.promise
         self._keeper = PromiseKeeper(self.promise, shared.state) if shared is not None and is_usable else None
         self._shared_champion = shared.champion if shared is not None else None
-        self._stamp = (stat.st_ino, stat.st_mtime_ns)
+        self._stamp = stamp
 
     def _write(self, keeper: PromiseKeeper, champion: str | None = None) -> None:
         shared = SharedState(champion=champion or self._champion or "", state=keeper.state)
@@ -261,6 +263,15 @@ def _read(file: Path) -> SharedState | None:
         return SharedState.model_validate_json(file.read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
+
+
+def _stamp_of(file: Path) -> tuple[int, int] | None:
+    """Inode and modification time; None if there is no file."""
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
 
 
 def _read_guard(file: Path) -> NoveltyGuard | None:

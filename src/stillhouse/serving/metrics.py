@@ -20,6 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from stillhouse.records import PromiseStatus
 from stillhouse.runtime.agent import Decision, PendingDecisions
 from stillhouse.runtime.status import Component, Status
 from stillhouse.serving.reports import write_file
@@ -214,6 +215,11 @@ def _last_flush_timestamp(status: Status) -> float | None:
     return None if status.last_flush is None else status.last_flush.timestamp()
 
 
+def _of_promise(value_of: Callable[[PromiseStatus], float | None]) -> Callable[[Status], float | None]:
+    """A figure of the promise; None for an agent that promises nothing."""
+    return lambda status: None if status.promise is None else value_of(status.promise)
+
+
 _GAUGES: tuple[tuple[str, str, Callable[[Status], float | None]], ...] = (
     ("ready", "1 if there is a champion to decide with", lambda status: float(status.champion is not None)),
     (
@@ -230,6 +236,31 @@ _GAUGES: tuple[tuple[str, str, Callable[[Status], float | None]], ...] = (
         "last_flush_timestamp_seconds",
         "When the spools were last flushed into the knowledge base",
         _last_flush_timestamp,
+    ),
+    (
+        "promise_threshold",
+        "The student answers at this confidence and above, to keep the promised agreement; 2: it answers nothing",
+        _of_promise(lambda promise: 2.0 if promise.threshold is None else promise.threshold),
+    ),
+    (
+        "promise_coverage",
+        "Share of audited rows that the student would answer at present",
+        _of_promise(lambda promise: promise.coverage),
+    ),
+    (
+        "promise_agreement_bound",
+        "Lower bound of the agreement of these answers, at the promised confidence",
+        _of_promise(lambda promise: promise.agreement_bound),
+    ),
+    (
+        "promise_rows_lacking",
+        "Audited rows without a disagreement that are lacking before the student may answer",
+        _of_promise(lambda promise: float(promise.rows_lacking)),
+    ),
+    (
+        "promise_alarms",
+        "Alarms of the present champion's promise; fewer rows are answered after each",
+        _of_promise(lambda promise: float(promise.alarms)),
     ),
 )
 

@@ -91,7 +91,7 @@ class Recalibrate(RefreshMode):
         """Set a new temperature in the champion's graph and quantise it with new ranges, both from current rows."""
         job, settings, registry, stored = session.job, session.settings, session.registry, load_champion_graph(session)
         rows = session.training_rows
-        trained = rows.has_label & ~rows.is_validation
+        trained = rows.has_label & rows.may_learn
         current = trained & (rows.frame["observed_at"] >= job.new_window.start).to_numpy()
         fit_mask = current if current.sum() >= settings.update.min_rows else trained
         validation_mask = rows.has_label & rows.is_validation
