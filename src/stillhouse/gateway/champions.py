@@ -76,6 +76,7 @@ class Champions:
             decision_id=decision_id,
             standing=standing,
             audit=0.0,  # the promise has its own draw
+            allowed=not asked.rows or asked.allowed[0],
         )
 
     def note(self, capture: Capture) -> None:

@@ -37,6 +37,13 @@ class LocalDecision:
     it may not answer this question. ``shadow``: it may not answer any question at present."""
     audit: float = 0.05
     """Share of the questions that it may answer for which the upstream is asked blindly all the same."""
+    allowed: bool = False
+    """Of a question of the audit or in shadow: whether it might have answered it otherwise."""
+
+    @property
+    def may_answer(self) -> bool:
+        """Whether it may answer this question, or might have if the upstream were not asked blindly."""
+        return self.standing == "answers" or (self.standing in ("audit", "shadow") and self.allowed)
 
     @property
     def confidence(self) -> float:
