@@ -110,7 +110,7 @@ def format_savings_page(savings: Savings) -> str:
     tables = {"By stage and week": tabulate_savings(savings), "Why the upstream was asked": tabulate_reasons(savings)}
     for title, table in tables.items():
         header = f"| {' | '.join(table.headings)} |"
-        lines = [f"| {' | '.join(md(cell) for cell in row)} |" for row in table.rows]
+        lines = [f"| {md(name)} | {' | '.join(figures)} |" for name, *figures in table.rows]
         parts += [f"## {title}", format_table(header, lines)]
     parts.append(
         "A stage is the reign of a champion's version; *capture* is what was before the first. A week begins on "

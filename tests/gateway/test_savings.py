@@ -23,7 +23,7 @@ from stillhouse.gateway.tasks import Task
 from stillhouse.records import Promise, PromiseStatus
 from stillhouse.savings_page import describe_savings, format_savings_page, publish_savings, refresh_savings_page
 from tests.command import Command, command
-from tests.gateway.test_local_answers import TOKEN, ask, champion_before
+from tests.gateway.test_local_answers import TOKEN, ask, champion_before, wait_for_notes
 from tests.gateway.upstream import Upstream, label_completion
 
 KEY = "0123456789abcdef"
@@ -144,9 +144,9 @@ def test_the_door_records_whether_the_champion_would_have_answered(
     behind: Upstream, options: dict[str, Any], asked: str, would_answer: bool | None
 ) -> None:
     behind.answer = label_completion('{"intent": "move"}')
-    with champion_before(behind, champion=options) as (running, _):
-        task = {"x-stillhouse-task": "routing"}
-        ask(running, **TOKEN, **task)
+    with champion_before(behind, champion=options) as (running, scripted):
+        ask(running, **TOKEN, **{"x-stillhouse-task": "routing"})
+        wait_for_notes(scripted, 1)  # after the record is on the disk
         (row,) = running.rows()
         assert (row["asked"], row["would_answer"]) == (asked, would_answer)
         store = running.wait_until_written()

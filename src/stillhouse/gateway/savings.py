@@ -140,7 +140,7 @@ def reckon_savings(
     >>> empty = CaptureOutline("r", 0, "first", "a", None, None, None, 90, 10, 800.0)
     >>> decided = empty._replace(local_action="a", local_version="router@1", would_answer=True)
     >>> local = decided._replace(asked="local", action=None, input_tokens=None, output_tokens=None, ms=2.0)
-    >>> rows = [empty, decided._replace(asked="audit"), local, local]
+    >>> rows = [empty, decided._replace(asked="audit"), *(local._replace(request_id=name) for name in "st")]
     >>> price = Price(per_million_input=1000.0, per_million_output=1000.0)
     >>> savings = reckon_savings("router", "0" * 16, rows, as_of=datetime.now(UTC), price=price)
     >>> [(stage.name, stage.requests, stage.local) for stage in savings.stages]
