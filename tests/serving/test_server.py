@@ -33,7 +33,7 @@ from stillhouse.serving.metrics import Counts, Metrics
 from stillhouse.serving.server import ARROW, Server
 from stillhouse.variant import Variant
 from stillhouse.verifying import digests, read_files
-from tests.agents import SMALL_AGENT, agent_file
+from tests.agents import SMALL_AGENT, agent_sections
 from tests.registry.conftest import AGENT_FILE, signed_folder, variant_folder
 
 ROW = {"wind": 3.0, "hour": 7, "origin": "EWR"}
@@ -436,9 +436,9 @@ def test_one_invalid_outcome_rejects_all_of_the_request() -> None:
 
 
 def test_no_client_sends_outcomes_to_an_agent_that_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = agent_file(student={"kind": "tabular"}, teachers=[{**SMALL_AGENT["teachers"][0], "learns": False}])
-    without = text.replace(yaml.safe_dump({"outcomes": SMALL_AGENT["outcomes"]}), "")
-    (tmp_path / "toy.yaml").write_text(without, encoding="utf-8")
+    sections = agent_sections(teachers=[{**SMALL_AGENT["teachers"][0], "learns": False}])
+    del sections["outcomes"]
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(sections), encoding="utf-8")
     monkeypatch.setenv("STILLHOUSE_AGENTS", str(tmp_path))
 
     async def test(client: Any) -> None:
