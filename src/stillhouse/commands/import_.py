@@ -33,6 +33,9 @@ class CallFormat(StrEnum):
     mlflow = "mlflow"
 
 
+_HEADINGS = {"before": "dealt with before", "answers": "knowledge"}
+
+
 def import_(
     agent: AgentName,
     files: Annotated[
@@ -115,7 +118,7 @@ def import_(
         console.print(escape_line(note), style="dim")
     counts = ["rows", "before", "added", "duplicates", "quarantined", "decisions", "outcomes"]
     counts += ["answers"] if form else []
-    table = Table("", *("dealt with before" if name == "before" else name for name in counts))
+    table = Table("", *(_HEADINGS.get(name, name) for name in counts))
     table.add_row("imported", *(f"{getattr(summary, name):,}" for name in counts))
     console.print(table)
     if not summary.before + summary.added + summary.duplicates:
@@ -137,7 +140,7 @@ def _show_preview(preview: Preview, base: KnowledgeBase, known_ids: dict[Knowled
     new = preview.count_new(base, known_ids)
     counts = [f"would add {new['observations']:,} observations"]
     counts += [f"{new[name]:,} {name}" for name in ("decisions", "outcomes") if len(preview.tables[name])]
-    counts += [f"{preview.answers:,} answers of a teacher"] if preview.answers else []
+    counts += [f"{preview.answers:,} answers as knowledge of a teacher"] if preview.answers else []
     problems, existing = len(preview.problems), len(preview.rows) - new["observations"]
     counts += [f"would leave out {existing:,} that are there already"] if existing else []
     counts += [f"would put {problems:,} row{'s' * (problems != 1)} into quarantine"] if problems else []
