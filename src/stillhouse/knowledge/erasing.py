@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import WriterProperties, write_deltalake
 
+from stillhouse.errors import StoreError
 from stillhouse.files import atomic_file, sync, write_atomic
 from stillhouse.knowledge.commits import list_commits
 from stillhouse.knowledge.schemas import FIELDS, Table
@@ -117,6 +118,7 @@ def erase(tables: Tables, table: Table, change: Change) -> int:
 
     Can be killed at any time and repeated.
 
+    :raises StoreError: if the log is damaged.
     :raises OSError: if a file cannot be read or written.
     """
     folder = tables.root / table
@@ -184,8 +186,7 @@ def _rewrite_log(folder: Path, replaced: Mapping[str, _Replacement]) -> None:
     first: Path | None = None
     for step in steps:
         for commit in list_commits(log):
-            lines = commit.read_text(encoding="utf-8").splitlines()
-            before = [json.loads(line) for line in lines if line.strip()]
+            before = _read_commit(commit)
             after = step([dict(action) for action in before])
             if after != before:
                 first = min(first or commit, commit)
@@ -246,7 +247,9 @@ def _rename_additions(actions: list[Action], known: Mapping[str, _Replacement], 
 
 
 def _drop_removals(actions: list[Action], replaced: Mapping[str, _Replacement]) -> list[Action]:
-    return [action for action in actions if not action.get("remove") or unquote(action["remove"]["path"]) not in replaced]
+    return [
+        action for action in actions if not action.get("remove") or unquote(action["remove"]["path"]) not in replaced
+    ]
 
 
 def _with_stats(add: Action, stats: str | None, path: str, size: int) -> Action:
@@ -262,6 +265,16 @@ def _count_only(stats: str | None) -> str | None:
         return stats
     counted = json.loads(stats)
     return stats if set(counted) <= {"numRecords"} else json.dumps({"numRecords": counted.get("numRecords", 0)})
+
+
+def _read_commit(commit: Path) -> list[Action]:
+    """:raises StoreError: if it is damaged."""
+    try:
+        return [json.loads(line) for line in commit.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except ValueError as error:
+        raise StoreError(
+            f"{commit} is damaged, so rows cannot be erased from its table: restore the table from a backup"
+        ) from error
 
 
 def _write_commit(commit: Path, actions: list[Action]) -> None:
@@ -280,8 +293,12 @@ def _rewrite_checkpoint(checkpoint: Path, step: Callable[[list[Action]], list[Ac
         pq.write_table(pa.Table.from_pylist(after, schema=rows.schema), written)
         sync(written)
     pointer = checkpoint.parent / "_last_checkpoint"
-    if pointer.exists() and (last := json.loads(pointer.read_text(encoding="utf-8")))["version"] == _version(checkpoint):
-        kept = {"version": last["version"], "size": len(after)} | ({"parts": last["parts"]} if last.get("parts") else {})
+    if pointer.exists() and (last := json.loads(pointer.read_text(encoding="utf-8")))["version"] == _version(
+        checkpoint
+    ):
+        kept = {"version": last["version"], "size": len(after)} | (
+            {"parts": last["parts"]} if last.get("parts") else {}
+        )
         write_atomic(pointer, json.dumps(kept), durable=True)
 
 

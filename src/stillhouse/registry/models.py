@@ -284,6 +284,18 @@ class Models:
         """Set tags of a logged model."""
         self._client.set_logged_model_tags(logged_id, stringify(tags))
 
+    def replace_files(self, logged_id: str, contents: Mapping[str, bytes]) -> None:
+        """Write files of a logged model over the old ones; the caller signs it again.
+
+        :param contents: by path.
+        """
+        with TemporaryDirectory() as folder:
+            for path, content in contents.items():
+                file = Path(folder, path)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+            self._client.log_model_artifacts(logged_id, folder)
+
     def scorecard(self, ref: ModelRef) -> Scorecard:
         """The scorecard that was logged with the model.
 
