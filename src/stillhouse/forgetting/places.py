@@ -23,7 +23,7 @@ from stillhouse import config
 from stillhouse.champion import open_registry
 from stillhouse.forgetting.selection import Selection
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.knowledge.erasing import Change, drop_rows, edit_rows, erase, matching_rows
+from stillhouse.knowledge.erasing import Change, drop_rows, edit_rows, erase, matching_rows, plain
 from stillhouse.knowledge.schemas import Table
 from stillhouse.knowledge.spool import spool_folder
 from stillhouse.knowledge.spool_erasing import WaitingRows, erase_events, flush_locks, read_waiting
@@ -316,9 +316,9 @@ def _parquet_shows(file: Path, traces: Traces) -> bool:
     try:
         with pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches():
-                for column in batch.columns:
+                for column in plain(pa.Table.from_batches([batch])).combine_chunks().columns:
                     while pa.types.is_list(column.type):
-                        column = column.flatten()
+                        column = pc.list_flatten(column)
                     if not pa.types.is_string(column.type):
                         continue
                     if pc.any(pc.is_in(column, values)).as_py():

@@ -1,4 +1,4 @@
-"""Which rows a request is about: their ids, texts, times and contents, in every version of the tables and in the spools."""
+"""Which rows a request is about: ids, texts, times and contents, in all versions of the tables and in the spools."""
 
 from __future__ import annotations
 

@@ -1,15 +1,16 @@
-"""Erase rows from every version of a Delta table: data files, log entries and checkpoints hold nothing of them afterwards.
+"""Erase rows from every version of a Delta table: afterwards no data file, log entry or checkpoint holds any of them.
 
-A Delta table never forgets by itself: a deletion makes a new version, and the files of the old ones stay. Here each data
-file that holds such a row, whichever version it belongs to, is written again without it under a new name; the entries
-of the log and of the checkpoints that name the old file then name the new one, with the new file's statistics. The
-numbers of the versions stay, so a window that was pinned to a version reads the same rows as before, less the erased
-ones.
+A Delta table never forgets by itself: a deletion makes a new version, and the files of the old ones stay. Here each
+data file that holds such a row, whichever version it belongs to, is written again without it under a new name; the
+entries of the log and of the checkpoints that name the old file then name the new one, with the new file's statistics.
+The numbers of the versions stay, so a window that was pinned to a version reads the same rows as before, less the
+erased ones.
 
 The log is changed in three steps, and each file of it as a whole, so that a reader sees a consistent table at any time
 and a killed run can be repeated: first removals name the old and the new file, then additions name the new file, then
-the old name disappears. The old files are removed last. Writers wait (:meth:`~stillhouse.knowledge.tables.Tables.writing`),
-and readers that hold the table open read its log again, because its newest entry is another file.
+the old name disappears. The old files are removed last. Writers wait
+(:meth:`~stillhouse.knowledge.tables.Tables.writing`), and readers that hold the table open read its log again, because
+its newest entry is another file.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from stillhouse.knowledge.commits import list_commits
 from stillhouse.knowledge.schemas import FIELDS, Table
 from stillhouse.knowledge.tables import Tables
 
-__all__ = ["Change", "data_files", "drop_rows", "edit_rows", "erase", "matching_rows"]
+__all__ = ["Change", "data_files", "drop_rows", "edit_rows", "erase", "matching_rows", "plain"]
 
 Change = Callable[[pq.ParquetFile], pa.Table | None]
 """What the rows of a data file become; None: the file stays as it is."""
@@ -75,7 +76,7 @@ def matching_rows(
         with pq.ParquetFile(path) as file:
             names = [name for name in wanted if name in file.schema_arrow.names]
             for batch in file.iter_batches(columns=names):
-                rows = pa.Table.from_batches([batch])
+                rows = plain(pa.Table.from_batches([batch]))
                 if (found := rows.filter(matches(rows))).num_rows:
                     yield found
 
@@ -86,8 +87,8 @@ def drop_rows(columns: Iterable[str], matches: Callable[[pa.Table], pa.Array]) -
 
     def change(file: pq.ParquetFile) -> pa.Table | None:
         names = [name for name in wanted if name in file.schema_arrow.names]
-        dropped = pc.fill_null(matches(file.read(columns=names)), False)
-        return file.read().filter(pc.invert(dropped)) if pc.any(dropped).as_py() else None
+        dropped = pc.fill_null(matches(plain(file.read(columns=names))), False)
+        return plain(file.read()).filter(pc.invert(dropped)) if pc.any(dropped).as_py() else None
 
     return change
 
@@ -101,12 +102,12 @@ def edit_rows(column: str, edit: Callable[[Any], Any]) -> Change:
     def change(file: pq.ParquetFile) -> pa.Table | None:
         if column not in file.schema_arrow.names:
             return None
-        before = file.read(columns=[column])[column]
+        before = plain(file.read(columns=[column]))[column]
         values = before.to_pylist()
         edited = [edit(value) for value in values]
         if edited == values:
             return None
-        rows = file.read()
+        rows = plain(file.read())
         index = rows.schema.get_field_index(column)
         return rows.set_column(index, rows.schema.field(index), pa.chunked_array([pa.array(edited, before.type)]))
 
@@ -138,6 +139,19 @@ def erase(tables: Tables, table: Table, change: Change) -> int:
             path.unlink(missing_ok=True)
             sync(path.parent)
     return len(replaced)
+
+
+def plain(rows: pa.Table) -> pa.Table:
+    """The rows with plain types of texts: Delta's compaction writes views, for which Arrow lacks functions."""
+    return rows.cast(pa.schema([field.with_type(_plain(field.type)) for field in rows.schema]))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(kind) or pa.types.is_large_string(kind):
+        return pa.string()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)))
+    return kind
 
 
 # --------------------------------------------------------------------------- data files

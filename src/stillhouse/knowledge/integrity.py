@@ -22,9 +22,7 @@ __all__ = ["find_problems"]
 
 
 def find_problems(tables: Tables) -> list[str]:
-    """One sentence for each table that lost a commit or has times outside the allowed range, and for unfinished requests
-    to forget.
-    """
+    """A sentence for each table that lost a commit or has times outside the allowed range, and unfinished request."""
     sentences = [_describe_empty_commits(tables.root / table, table) for table in FIELDS]
     sentences += [_describe_impossible_times(tables, table) for table in ("observations", "outcomes")]
     agent = tables.config.agent

@@ -161,9 +161,9 @@ def _erase_letters(path: Path, drop: Callable[[WaitingRows], Iterable[bool]], ho
             continue
         events = list(_read(body))
         left = _without(events[0], drop) if events else None
-        if not events and not holds(body) and not holds(line):
-            kept.append(line)
-        elif events and left is events[0].event and not holds(line):
+        if (not events and not holds(body) and not holds(line)) or (
+            events and left is events[0].event and not holds(line)
+        ):
             kept.append(line)
         else:
             changed = True

@@ -1,4 +1,4 @@
-"""What forgotten rows may have left in files: their ids and texts, found and blotted out as text, JSON, HTML and bytes."""
+"""What forgotten rows may have left in files: ids and texts, found and blotted out as text, JSON, HTML and bytes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Traces:
         return text if self._text is None else self._text.sub(_blot, text)
 
     def blot_value(self, value: Any) -> Any:
-        """:meth:`blot` of a text, or of the texts in a list, where different values stay different; others as they are."""
+        """:meth:`blot` of a text, or of the texts in a list, where different ones stay different; else the value."""
         if isinstance(value, str):
             return self.blot(value)
         if isinstance(value, list):

@@ -1,8 +1,8 @@
 """Remove what an agent's models and runs in MLflow show of forgotten rows, and name the models that learned from them.
 
 A logged model is stored with a few rows as input examples, and a student with the ids of its replay memory. Both are
-replaced, and the model is signed again; the files that decide stay as they are. Ids and texts in the text files of runs,
-and in an embedded database, are blotted out.
+replaced, and the model is signed again; the files that decide stay as they are. Ids and texts in the text files of runs
+are blotted out.
 """
 
 from __future__ import annotations
