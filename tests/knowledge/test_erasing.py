@@ -1,4 +1,4 @@
-"""Rows are erased from every version of a table: nothing of them is left in a file, and all other rows are read as before."""
+"""Rows are erased from every version of a table: no file holds them any more, and all others are read as before."""
 
 from __future__ import annotations
 

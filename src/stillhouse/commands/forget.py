@@ -65,7 +65,7 @@ def forget(
     unfinished = forget_requests.pending(agent)
     if not request.is_empty or not unfinished or dry_run:
         found = preview(agent, request)
-        if dry_run or not found.observations:
+        if dry_run or not (found.observations or found.rows):
             _show(found, as_json)
             return
         if not yes:
@@ -98,7 +98,7 @@ def _show(report: ForgetReport, as_json: bool) -> None:
         return
     for earlier in report.completed:
         console.print(f"completed the request {earlier}")
-    if not report.observations:
+    if not report.observations and not report.rows:
         console.print(f"agent {report.agent!r} has no such row")
         return
     done = "would be forgotten" if report.dry_run else "forgotten"

@@ -65,7 +65,7 @@ def forget(agent: str, request: ForgetRequest, on_place: Callable[[str], None] =
         if request.is_empty:
             return completed[-1].model_copy(update={"completed": tuple(one.request_id for one in completed)})
         pending, selection = _find(base, places(agent), request)
-        if not pending.observation_ids and not pending.callers:
+        if not pending.observation_ids and not pending.rows:
             report = _report(pending, dry_run=False)
         else:
             forget_requests.begin(pending)
@@ -92,7 +92,8 @@ def _find(base: KnowledgeBase, all_places: Sequence[Place], request: ForgetReque
     agent, now = base.config.agent, datetime.now(UTC)
     more_ids = [name for place in all_places for name in place.find(request)]
     selection = select(base, request, more_ids)
-    counts = {place.name: place.count(selection) for place in all_places} if selection.observation_ids else {}
+    is_empty = not selection.observation_ids and not selection.callers
+    counts = {} if is_empty else {place.name: place.count(selection) for place in all_places}
     rows = ForgottenRows(selection.observation_ids, selection.times)
     learned = learned_models(open_registry(agent), rows) if selection.observation_ids else {}
     pending = PendingForget(

@@ -115,7 +115,8 @@ def blot_runs(registry: Registry, traces: Traces) -> int:
             if content is None or not traces.in_bytes(content):
                 continue
             text = content.decode("utf-8", errors="surrogateescape")
-            registry.runs.log_files(run.info.run_id, {path: traces.blot(text).encode("utf-8", "surrogateescape")})
+            blotted = traces.blot(text).encode("utf-8", "surrogateescape")
+            registry.runs.replace_file(run.info.run_id, path, blotted)
             changed += 1
     return changed
 

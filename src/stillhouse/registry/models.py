@@ -15,7 +15,7 @@ from stillhouse.records import ModelRef, Scorecard, TeacherRef
 from stillhouse.registry import packaging
 from stillhouse.registry.cache import Cache
 from stillhouse.registry.connection import does_not_exist
-from stillhouse.registry.downloads import download_signed, read_artifact
+from stillhouse.registry.downloads import download_signed, read_artifact, write_local
 from stillhouse.registry.entries import Lineage, NewVariant, Points, RefusedVariant
 from stillhouse.registry.experiment import Experiment
 from stillhouse.registry.metrics import scorecard_metrics, scorecard_tags
@@ -289,8 +289,12 @@ class Models:
 
         :param contents: by path.
         """
+        root = str(self._client.get_logged_model(logged_id).artifact_location)
+        elsewhere = {path: content for path, content in contents.items() if not write_local(root, path, content)}
+        if not elsewhere:
+            return
         with TemporaryDirectory() as folder:
-            for path, content in contents.items():
+            for path, content in elsewhere.items():
                 file = Path(folder, path)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(content)
