@@ -35,6 +35,8 @@ from stillhouse.records import (
     EvidenceStep,
     Examination,
     FinalFit,
+    ForgetReport,
+    ForgetRequest,
     Frontier,
     History,
     HistoryEntry,
@@ -45,6 +47,7 @@ from stillhouse.records import (
     ModelRef,
     ModelSource,
     NamedQuality,
+    PendingForget,
     PoolEvidence,
     PoolMember,
     PoolState,
@@ -435,7 +438,24 @@ HISTORY = History(agent="toy", entries=(HISTORY_ENTRY,))
 TEACHER_SHARE = TeacherShare(teacher="t", kinds=("python",), by_file=0.5, now={"": 0.4, "origin=JFK": 0.2})
 TEACHER_REPORT = TeacherReport(agent="toy", teachers=(TEACHER_SHARE,), changes=(WEIGHT_CHANGE,))
 TABLE_DRIFT = TableDrift(reference_rows=9, current_rows=8, columns=(COLUMN,))
+FORGET_REQUEST = ForgetRequest(ids=("o1",), where=(("user", "ann"),))
+PENDING_FORGET = PendingForget(
+    request_id="r1",
+    agent="toy",
+    requested_at=NOW,
+    observation_ids=("o1",),
+    content_keys=("ab12",),
+    times=(NOW,),
+    rows={"observations": 1},
+    learned={"toy@1": "trained on 2013-01-01 to 2013-02-01"},
+)
+FORGET_REPORT = ForgetReport(
+    agent="toy", request_id="r1", requested_at=NOW, dry_run=False, observations=1, rows={"observations": 1}, left=("a",)
+)
 ALL: list[Record] = [
+    FORGET_REQUEST,
+    PENDING_FORGET,
+    FORGET_REPORT,
     WINDOW_SOURCE,
     MODEL_SOURCE,
     ANSWERS_SOURCE,

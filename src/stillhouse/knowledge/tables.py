@@ -131,10 +131,10 @@ class Tables:
     def writing(self) -> FileLock:
         """The lock of one commit, or of a change of the log itself (:mod:`stillhouse.knowledge.erasing`).
 
-        Not reentrant: whoever holds it appends nothing.
+        Whoever changes the log appends nothing meanwhile: a thread may take the lock twice.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.root / _WRITE_LOCK)
+        return FileLock(self.root / _WRITE_LOCK, is_singleton=True)
 
     def sync_commit(self, table: Table, version: int) -> None:
         """Return when the commit of that version is on the disk and survives a power failure (fsync).
