@@ -192,8 +192,17 @@ class SpoolFile:
                 self.connection.execute("update events set rows = ?, body = ? where seq = ?", (*event, seq))
 
     def wipe(self) -> None:
-        """Overwrite the free pages of the file with zeros and empty its log: they may hold events that are deleted."""
+        """Overwrite what is free in the file with zeros and empty its log: it may hold events that are deleted.
+
+        The file does not shrink, so its owner may go on writing.
+        """
         with _wrap_errors(self.path):
+            self.connection.execute("begin immediate")
+            self.connection.execute("create table kept as select seq, rows, total, body from events")
+            self.connection.execute("delete from events")  # without a condition: SQLite zeroes whole pages
+            self.connection.execute("insert into events(seq, rows, total, body) select * from kept order by seq")
+            self.connection.execute("drop table kept")
+            self.connection.execute("commit")
             pages, size = (self.connection.execute(f"pragma {name}").fetchone()[0] for name in _FREE_PAGES)
             if pages:
                 self.connection.execute("begin immediate")
