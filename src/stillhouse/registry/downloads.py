@@ -45,7 +45,8 @@ def write_local(root: str, path: str, content: bytes) -> bool:
         return False
     from mlflow.utils.file_utils import local_file_uri_to_path
 
-    write_atomic(Path(local_file_uri_to_path(root)) / path, content, durable=True)
+    folder = local_file_uri_to_path(root)  # type: ignore[no-untyped-call]
+    write_atomic(Path(folder) / path, content, durable=True)
     return True
 
 
