@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 from stillhouse import config
 from stillhouse.champion import open_registry
 from stillhouse.forgetting.selection import Selection
+from stillhouse.gateway.handing_over import RecordedRow, hand_over, read_recorded
+from stillhouse.gateway.store import GatewayStore, store_path
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.knowledge.erasing import Change, drop_rows, edit_rows, erase, matching_rows, plain
 from stillhouse.knowledge.schemas import Table
@@ -65,6 +67,7 @@ def places(agent: str) -> tuple[Place, ...]:
     """The places of an agent, in the order in which they are cleaned; a further place is added here."""
     base = KnowledgeBase(config.load(agent))
     return (
+        _Captures(base),
         _Spools(base),
         _Models(agent),
         _Runs(agent),
@@ -114,6 +117,46 @@ class _Spools(_Nothing):
             return [name in selection.observation_ids for name in waiting.rows[_ID]]
         values = waiting.rows.to_numpy(dtype=object)  # of a teacher's answers, which carry no id
         return [any(isinstance(value, str) and value in selection.traces.values for value in row) for row in values]
+
+
+# --------------------------------------------------------------------------- the front door
+
+
+class _Captures(_Nothing):
+    """Requests that were recorded at the front door."""
+
+    name = "requests at the front door"
+
+    def __init__(self, base: KnowledgeBase) -> None:
+        self._config, self._door = base.config, base.config.front_door
+
+    def find(self, request: ForgetRequest) -> Iterable[str]:
+        """The ids of a caller's requests; all records are handed over first, so that the tables know them."""
+        if self._door is None:
+            return ()
+        hand_over(self._config)
+        callers = frozenset(request.callers)
+        return [found.observation_id for found in self._records() if found.caller in callers]
+
+    def count(self, selection: Selection) -> int:
+        return len(self._chosen(selection))
+
+    def erase(self, selection: Selection) -> list[str]:
+        chosen = self._chosen(selection)
+        if chosen:
+            with closing(GatewayStore(store_path())) as store:
+                store.forget(chosen)
+        return []
+
+    def _chosen(self, selection: Selection) -> list[int]:
+        return [
+            found.capture
+            for found in self._records()
+            if found.caller in selection.callers or found.observation_id in selection.observation_ids
+        ]
+
+    def _records(self) -> list[RecordedRow]:
+        return [] if self._door is None else read_recorded(self._config)
 
 
 # --------------------------------------------------------------------------- tables
