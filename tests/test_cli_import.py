@@ -109,6 +109,7 @@ def test_errors_are_reported_without_a_traceback(environment: dict[str, str], tm
         assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_import_can_be_continued(environment: dict[str, str], log: Path, tmp_path: Path) -> None:
     rows = pd.read_csv(log, dtype=str, keep_default_na=False)
     rows = pd.concat([rows.assign(id=rows["id"] + f"-{copy}") for copy in range(30)])  # 216,000 rows: five chunks

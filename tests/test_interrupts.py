@@ -76,6 +76,7 @@ def test_a_command_answers_with_one_line(start: Start) -> None:
     assert process.returncode == 130 and errors == ""
 
 
+@pytest.mark.slow
 def test_code_that_goes_on_is_left_after_a_few_seconds_or_at_the_second_time(start: Start, tmp_path: Path) -> None:
     (tmp_path / "stubborn").touch()
     process = start(*STILLHOUSE, "contract", "toy", "--source")

@@ -21,6 +21,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Goal],
     return {goal.name: goal for goal in goals}, detail
 
 
+@pytest.mark.slow
 def test_our_side_is_measured_and_exact_on_few_rows(measured: tuple[dict[str, Goal], dict]) -> None:
     goals, detail = measured
     assert set(goals) == {"peak_mb_10m_rows", "ks_error", "psi_error_percent", "w1_error_percent"}
@@ -31,6 +32,7 @@ def test_our_side_is_measured_and_exact_on_few_rows(measured: tuple[dict[str, Go
         assert all(cpu > 0 and peak > 20 for cpu, peak in detail["rounds"][side])
 
 
+@pytest.mark.slow
 def test_a_stored_profile_gives_the_same_distances(tmp_path: Path) -> None:
     files = [write_file(tmp_path / f"{shift}.parquet", 2_000, SMALL, shift) for shift in (0, 1)]
     rounds = run_rounds(files, SMALL, peers=False)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pytest
+
 from benchmarks.durability import goals_of
 from benchmarks.durability_run import RunFolders, RunResult, compare, event, pin, run_and_kill
 from stillhouse.knowledge.flush import flush
 from stillhouse.knowledge.spool import Spool
 
 
+@pytest.mark.slow
 def test_no_event_is_lost_or_doubled_by_kills_at_random_moments(tmp_path: Path) -> None:
     result = run_and_kill(RunFolders(tmp_path), kills=9, seed=1)
     assert result.kills.total() == 9 and result.acknowledged > 20

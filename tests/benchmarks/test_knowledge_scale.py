@@ -29,6 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_day_is_read_from_one_file_at_any_age(folder: Path) -> None:
     result = read_day(folder, SMALL)
     for layout in LAYOUTS:

@@ -57,6 +57,7 @@ def test_ours_asks_little_while_nothing_moves_and_much_after_evidence() -> None:
     assert counts[-1] == 5
 
 
+@pytest.mark.slow
 def test_a_policy_plays_a_stream_to_its_end() -> None:
     stream, settings = bench.sea(2, 1500), bench.settings_of(2).model_copy(update={"epochs": 2})
     first, null = bench.first_student(stream, settings, 2)

@@ -78,6 +78,7 @@ def test_no_control_is_trained_without_a_change_of_settings(monkeypatch: pytest.
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("teacher", "helped"), [(1.0, True), (-1.0, False)])
 def test_synthetic_rows_are_used_if_they_lower_the_validation_loss(teacher: float, helped: bool) -> None:
     """Few observed rows, and many synthetic ones on which the teacher is right, or predicts the opposite."""
@@ -152,6 +153,7 @@ def test_control_is_skipped_after_a_comparison_without_difference(monkeypatch: p
     assert refresh(level, rows=1000)[1] == refresh(level, compare_every=1)[1] == ["adaptive", "fixed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("teacher", "helped"), [(1.0, True), (-1.0, False)])
 def test_comparison_of_synthetic_rows_is_reused(teacher: float, helped: bool) -> None:
     synthetic = world(1500, 3, teacher)

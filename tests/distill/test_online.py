@@ -112,6 +112,7 @@ def test_forgetting_is_the_rise_of_the_log_loss(champion: TabularStudent) -> Non
     assert measure_forgetting(champion, champion, {"past": rows}) == {"past": 0.0}
 
 
+@pytest.mark.slow
 def test_new_rows_override_old_ones_in_the_same_region(champion: TabularStudent) -> None:
     """Labels around 5 are inverted, those around 0 stay, and the memory holds the old ones of both."""
     old = world(2000, 0)

@@ -44,6 +44,7 @@ def nested_runs(run) -> list:
     return list(registry.client.search_runs([registry.experiment_id], query))
 
 
+@pytest.mark.slow
 def test_search_logs_all_candidates_and_the_next_search_starts_from_the_best(day, agents: Path) -> None:
     enable_search(agents)
     ingest("toy", day(0), day(20))

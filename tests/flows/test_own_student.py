@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from stillhouse import refresh
 from stillhouse.champion import open_registry
 from stillhouse.ingesting import ingest
@@ -12,6 +14,7 @@ from stillhouse.variant import Variant
 STUDENT = "student: {kind: module, target: tests.flows.toy:Network, settings: {width: 12}}"
 
 
+@pytest.mark.slow
 def test_custom_student_is_distilled_compressed_and_promoted(day, agents: Path) -> None:
     text = (Path(__file__).parent / "toy.yaml").read_text()
     old = next(line for line in text.splitlines() if line.startswith("student:"))

@@ -45,6 +45,7 @@ def bootstrap(day) -> None:
     stillhouse.refresh("toy", day(20), trigger="bootstrap", cause="first")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("more_recipes")
 def test_refresh_loads_its_teacher_once_and_reads_tables_at_most_twice(day) -> None:
     bootstrap(day)
@@ -57,6 +58,7 @@ def test_refresh_loads_its_teacher_once_and_reads_tables_at_most_twice(day) -> N
     assert times["knowledge"] <= 2  # of its own teacher, and of the champion's, which it is compared with
 
 
+@pytest.mark.slow
 def test_watch_reads_its_window_once(day) -> None:
     bootstrap(day)
     ingest("toy", day(20), day(24))

@@ -28,6 +28,7 @@ def open_toy(agents: Path) -> Path:
 WINDOWS = "windows: {train: 14d, current: 4d}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("days", "test", "block", "batch"),
     [(4, timedelta(hours=22), "1:00:00", "16"), (20, timedelta(hours=84), "6:00:00", "64")],

@@ -30,6 +30,7 @@ def test_fetched_models_may_be_deleted_between_calls(toy_base, day, more: dict[s
     assert stillhouse.refresh("toy", day(24), cause="later", **more).kind == "gate"  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_teacher_altered_on_disk_is_not_used(toy_base, day, monkeypatch: pytest.MonkeyPatch) -> None:
     toy_base(24)
     champion = load_champion("toy")
@@ -100,6 +101,7 @@ def test_watch_without_a_champion_says_how_to_make_one(agents, day) -> None:
         stillhouse.watch("toy", day(5))
 
 
+@pytest.mark.slow
 def test_demo_continues_after_manual_approval(agents, day) -> None:
     file = agents / "toy.yaml"
     file.write_text(file.read_text().replace("promotion: {", "promotion: {approval: manual, "))

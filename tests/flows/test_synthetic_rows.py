@@ -15,6 +15,7 @@ from stillhouse.refreshing.modes import redistil
 from tests.flows import toy
 
 
+@pytest.mark.slow
 def test_refresh_labels_synthetic_rows(day, agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (Path(__file__).parent / "toy.yaml").read_text().replace("copies: 0", "copies: 1")
     (agents / "toy.yaml").write_text(text)

@@ -138,6 +138,7 @@ def test_watch_has_its_own_budget_and_demo_asks_no_paid_teacher(day, agents: Pat
     assert json.loads((Path(year.folder) / "summary.json").read_text())["quality_teacher"] is None
 
 
+@pytest.mark.slow
 def test_budgets_that_suffice_and_do_not_suffice(day, agents: Path, server: Server) -> None:
     use_teachers(agents, llm(server), "max_teacher_calls: 250, ")
     base = two_weeks(day)

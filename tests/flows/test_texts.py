@@ -21,6 +21,7 @@ from tests.flows import clerk
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
+@pytest.mark.slow
 def test_new_words_are_detected_and_learned(agents: Path, day) -> None:
     shutil.copy(Path(__file__).with_name("clerk.yaml"), agents)
     ingest("clerk", day(0), day(24))

@@ -50,6 +50,7 @@ def test_update_learns_new_rows_without_forgetting(toy_base, day) -> None:
     assert flows.refresh.refresh(agent="toy", as_of=day(24), mode="update", cause="four days more") == verdict
 
 
+@pytest.mark.slow
 def test_refresh_without_new_rows_redistils(toy_base, day) -> None:
     toy_base(21)
     verdict = flows.refresh.refresh(agent="toy", as_of=day(21), mode="update", cause="a day later")
@@ -57,6 +58,7 @@ def test_refresh_without_new_rows_redistils(toy_base, day) -> None:
     assert "120 rows with outcomes are new" in run_of(verdict).data.tags["update_not_made"]
 
 
+@pytest.mark.slow
 def test_warm_redistillation_starts_from_the_champions_weights(toy_base, day) -> None:
     toy_base(24)
     verdict = flows.refresh.refresh(agent="toy", as_of=day(24), mode="redistil_warm", teacher="keep", cause="warm")

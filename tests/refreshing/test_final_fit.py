@@ -77,6 +77,7 @@ def test_final_fit_joins_the_pool_and_is_not_yet_proved(toy_base, day) -> None:
     assert refresh("toy", day(24), cause="four days more") == verdict and len(registry.final_fits()) == 2
 
 
+@pytest.mark.slow
 def test_final_fit_has_learned_the_rows_of_the_test_window(toy_base, day) -> None:
     base = toy_base(24)
     verdict = refresh("toy", day(24), cause="four days more")
@@ -105,6 +106,7 @@ def test_final_fit_becomes_champion_where_earlier_ones_gained(toy_base, day, gai
     assert registry.models.tags(student)["role"] == "final_fit"  # the next update goes on from it
 
 
+@pytest.mark.slow
 def test_final_fit_over_budget_or_in_disagreement_does_not_decide(toy_base, day, gained, monkeypatch) -> None:
     gained(toy_base(24))
     monkeypatch.setattr(final_fit, "_MAX_DISAGREEMENT", 0.0)
@@ -115,6 +117,7 @@ def test_final_fit_over_budget_or_in_disagreement_does_not_decide(toy_base, day,
     assert str(open_registry("toy").champion()) == fit.challenger
 
 
+@pytest.mark.slow
 def test_no_final_fit_if_the_agent_file_says_never_or_nothing_was_trained(toy_base, day, agents: Path) -> None:
     file = agents / "toy.yaml"
     toy_base(24)

@@ -59,6 +59,7 @@ def story(homes, tmp_path_factory) -> Iterator[Story]:
         yield Story(verdicts)
 
 
+@pytest.mark.slow
 def test_gate_figures_are_on_the_parent_run_and_on_the_version(story: Story) -> None:
     assert [verdict.result for verdict in story.verdicts] == ["promoted"] * 3
     run, registry = story.run(2), story.registry

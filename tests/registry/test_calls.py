@@ -99,6 +99,7 @@ def log_refresh(life: Life, refresh_id: str, variants: int) -> dict[str, ModelRe
     return refs
 
 
+@pytest.mark.slow
 def test_a_refresh_takes_few_calls_and_no_more_with_a_history(
     registry: Registry, life: Life, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,7 @@ def killed(monkeypatch: pytest.MonkeyPatch, writes: int, action) -> bool:  # typ
         return False
 
 
+@pytest.mark.slow
 def test_promote_killed_at_any_write_and_run_again(three: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     three.promote("1")
     three.promote("2")
@@ -132,6 +133,7 @@ def test_promote_killed_at_any_write_and_run_again(three: Registry, monkeypatch:
     assert writes > 5
 
 
+@pytest.mark.slow
 def test_rollback_killed_at_any_write_and_run_again(three: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     for version in "123":
         three.promote(version)

@@ -32,6 +32,7 @@ def run(agents: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     return command(config.home(), agents, monkeypatch, capsys)
 
 
+@pytest.mark.slow
 def test_sources_and_knowledge_base_give_the_same_report_and_nothing_is_written(agents: Path, day) -> None:
     ingest("toy", day(0), day(37))  # an outcome is known a day later
     before = digest(config.home())

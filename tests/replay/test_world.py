@@ -18,6 +18,7 @@ from stillhouse.replay.world import Made, World
 from tests.replay.conftest import STEP, train_regression
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [train_student, train_script_student])
 def test_models_are_equal_whether_trained_at_once_or_when_needed(history: History, train) -> None:
     short = History.of(history.settings, history.rows, history.start, timedelta(days=8), 3)

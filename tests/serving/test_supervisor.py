@@ -126,6 +126,7 @@ class _EndpointLife(Life):
         return ensemble.fit(config.load("flights"), NO_OUTCOMES, window("fitted"), self.folder / f"t-{version}")
 
 
+@pytest.mark.slow
 def test_a_priced_endpoint_answers_until_the_days_budget_is_spent(installation: Installation, tmp_path: Path) -> None:
     with language_model(lambda _question, _number: chat_completion("late", usage=(20, 1))) as model:
         llm = {
@@ -171,6 +172,7 @@ def test_a_priced_endpoint_answers_until_the_days_budget_is_spent(installation: 
     assert sum(read_column("spending", "money")) == pytest.approx(0.021 * calls)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_no_acknowledged_decision_is_lost(promoted: Installation) -> None:
     acknowledged: list[str] = []
     stop = threading.Event()
@@ -231,6 +233,7 @@ def test_other_addresses_than_loopback_need_a_token(promoted: Installation) -> N
     assert parse_tokens(" a, b,,") == ("a", "b")
 
 
+@pytest.mark.slow
 def test_invalid_options_are_reported_without_a_traceback(promoted: Installation) -> None:
     for options, message in (
         (["serve", "trains"], "trains"),

@@ -77,6 +77,7 @@ class Client:
         return False
 
 
+@pytest.mark.slow
 def test_removed_folders_damaged_spools_and_a_lost_registry_are_reported_and_survived(
     promoted: Installation, capsys: pytest.CaptureFixture[str]
 ) -> None:

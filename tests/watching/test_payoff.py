@@ -131,6 +131,7 @@ def test_a_member_that_is_worse_on_a_slice_does_not_become_champion(
     assert verify("toy", verdict.verdict_id).identical
 
 
+@pytest.mark.slow
 def test_a_watch_that_is_killed_before_its_promotion_is_completed_once(
     base: KnowledgeBase, day: Day, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +153,7 @@ def test_a_watch_that_is_killed_before_its_promotion_is_completed_once(
     assert _champion() == promoted and len(base.journal.verdicts("promotion")) == 1
 
 
+@pytest.mark.slow
 def test_a_harmful_promotion_is_undone(base: KnowledgeBase, agents: Path, day: Day) -> None:
     first = _champion()
     challenger = str(open_registry("toy").pool_versions()[-1].model)
@@ -190,6 +192,7 @@ def _record_earlier_promotions(base: KnowledgeBase, day: Day, first: str, challe
     )
 
 
+@pytest.mark.slow
 def test_where_decisions_change_the_outcomes_the_pool_promotes_nobody(
     base: KnowledgeBase, agents: Path, day: Day
 ) -> None:
@@ -200,6 +203,7 @@ def test_where_decisions_change_the_outcomes_the_pool_promotes_nobody(
     assert any("depend_on_decision" in reason.text for reason in _choice(verdict).reasons)
 
 
+@pytest.mark.slow
 def test_a_person_must_approve_if_the_agent_file_says_so(base: KnowledgeBase, agents: Path, day: Day) -> None:
     first = _champion()
     _edit(agents, ("promotion: {", "promotion: {approval: manual, "))
