@@ -35,6 +35,8 @@ from stillhouse.records import (
     EvidenceStep,
     Examination,
     FinalFit,
+    ForgetReport,
+    ForgetRequest,
     Frontier,
     History,
     HistoryEntry,
@@ -46,6 +48,7 @@ from stillhouse.records import (
     ModelSource,
     NamedQuality,
     NewAnswers,
+    PendingForget,
     PoolEvidence,
     PoolMember,
     PoolState,
@@ -475,8 +478,25 @@ UNTAUGHT = UntaughtAnswer(action="São Tomé", rows=7, taught=0, examples=("é",
 UNSURE = UnsureCluster(name="visa_ready", rows=9, action="visa", share=2 / 3, examples=("is my visa ready",))
 NEW_ANSWERS = NewAnswers(rows=90, unsure=12, untaught=(UNTAUGHT,), clusters=(UNSURE,), missed_out_of_scope=0.1)
 TABLE_DRIFT = TableDrift(reference_rows=9, current_rows=8, columns=(COLUMN,))
+FORGET_REQUEST = ForgetRequest(ids=("o1",), where=(("user", "ann"),))
+PENDING_FORGET = PendingForget(
+    request_id="r1",
+    agent="toy",
+    requested_at=NOW,
+    observation_ids=("o1",),
+    content_keys=("ab12",),
+    times=(NOW,),
+    rows={"observations": 1},
+    learned={"toy@1": "trained on 2013-01-01 to 2013-02-01"},
+)
+FORGET_REPORT = ForgetReport(
+    agent="toy", request_id="r1", requested_at=NOW, dry_run=False, observations=1, rows={"observations": 1}, left=("a",)
+)
 ALL: list[Record] = [
     words_for("teacher answers"),
+    FORGET_REQUEST,
+    PENDING_FORGET,
+    FORGET_REPORT,
     WINDOW_SOURCE,
     MODEL_SOURCE,
     ANSWERS_SOURCE,

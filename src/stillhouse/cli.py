@@ -17,6 +17,7 @@ from stillhouse.commands.compress import compress
 from stillhouse.commands.contract import contract
 from stillhouse.commands.drift import drift
 from stillhouse.commands.evaluate import evaluate
+from stillhouse.commands.forget import forget
 from stillhouse.commands.history import history
 from stillhouse.commands.import_ import import_
 from stillhouse.commands.keys import keys, sign, verify_model
@@ -47,6 +48,7 @@ app.command()(check)
 app.command()(contract)
 app.command("import")(import_)
 app.command()(quarantine)
+app.command()(forget)
 app.command()(status)
 app.command()(history)
 app.command()(timeline)
@@ -68,6 +70,7 @@ app.command()(verify_model)
 
 _ADVICE = {
     "import": "the rows so far are in the knowledge base; run the same command again to go on",
+    "forget": "a request that was begun is written down; run `stillhouse forget AGENT` to complete it",
     "sign": "the models signed so far stay so; run the same command again to go on",
     "compress": "the candidates so far are kept; run the same command again to go on",
     "evaluate": "answers that were paid for are kept; run the same command again",

@@ -30,7 +30,7 @@ def test_dry_run_then_import(run: Command, tmp_path: Path) -> None:
     log = write(tmp_path / "log.jsonl", [*records(), unusable, "no json"])
     shown = run("import", "intents", "--format", "openai", "--dry-run", log)
     assert shown.returncode == 0, shown.stderr
-    assert "would add 4 observations, 4 decisions, 4 answers of a teacher" in shown.stdout
+    assert "would add 4 observations, 4 decisions, 4 answers as knowledge of a teacher" in shown.stdout
     assert "4 answers of gpt-2026 are knowledge of the teacher llm" in shown.stdout
     left_out = "its answer names no action of the agent (the first is log.jsonl:5)"
     assert f"1 calls would be left out: {left_out}" in shown.stdout and "log.jsonl:6" in shown.stdout

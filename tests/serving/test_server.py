@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import yaml
 
 from stillhouse import config
 from stillhouse.knowledge import KnowledgeBase
@@ -32,6 +33,7 @@ from stillhouse.serving.metrics import Counts, Metrics
 from stillhouse.serving.server import ARROW, Server
 from stillhouse.variant import Variant
 from stillhouse.verifying import digests, read_files
+from tests.agents import SMALL_AGENT, agent_sections
 from tests.registry.conftest import AGENT_FILE, signed_folder, variant_folder
 
 ROW = {"wind": 3.0, "hour": 7, "origin": "EWR"}
@@ -431,6 +433,19 @@ def test_one_invalid_outcome_rejects_all_of_the_request() -> None:
         assert not any(isinstance(event, Outcomes) for event in spool_events())
 
     run_with_server(test)
+
+
+def test_no_client_sends_outcomes_to_an_agent_that_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sections = agent_sections(teachers=[{**SMALL_AGENT["teachers"][0], "learns": False}])
+    del sections["outcomes"]
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(sections), encoding="utf-8")
+    monkeypatch.setenv("STILLHOUSE_AGENTS", str(tmp_path))
+
+    async def test(client: Any) -> None:
+        outcome = {"decision_id": "o1.token", "action": "stay"}
+        assert error_of(await client.post("/v1/agents/toy/outcomes", json=outcome)) == (403, "no_outcomes")
+
+    run_with_server(test, "toy")
 
 
 # --------------------------------------------------------------------------- the model and the knowledge

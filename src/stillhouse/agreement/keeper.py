@@ -81,6 +81,22 @@ class PromiseKeeper:
     :raises ValueError: if the state is that of another promise, or of other levels.
     """
 
+    _rows: Array
+    _disagreements: Array
+    _doubt: Array
+    _evidence: Array
+    _unsure: Array
+    _usual: Array | None
+    _begin: int | None
+    _level: int | None
+    _fallback: int | None
+    _alarm: PromiseAlarm | None
+    _epoch: int
+    _answered: int
+    _agreed: int
+    _audited: int
+    _novel: int
+
     def __init__(
         self, promise: Promise, state: PromiseState | None = None, *, novelty_limit: float | None = None
     ) -> None:
@@ -252,13 +268,13 @@ class PromiseKeeper:
         self._rows, self._disagreements = np.zeros(size, np.int64), np.zeros(size, np.int64)
         self._doubt = np.zeros(size)
         self._evidence, self._unsure = np.full((size, BETS), NO_EVIDENCE), np.full(UNSURE_BETS, NO_EVIDENCE)
-        self._usual: Array | None = None
-        self._begin: int | None = None
-        self._fallback: int | None = None
+        self._usual = None
+        self._begin = None
+        self._fallback = None
         self._total = self._tested_at = 0
         self._next_test = rows_needed(self.promise)
         self._epoch = self._answered = self._agreed = self._audited = self._novel = 0
-        self._alarm: PromiseAlarm | None = None
+        self._alarm = None
         self._set_level(None)
 
     # ----------------------------------------------------------------- state
@@ -298,7 +314,7 @@ class PromiseKeeper:
             begin=None if self._begin is None else float(LEVELS[self._begin]),
             fallback=None if self._fallback is None else float(LEVELS[self._fallback]),
             usual=None if self._usual is None else self._usual.tolist(),
-            evidence=self._evidence.round(_DECIMALS).tolist(),
+            evidence=tuple(map(tuple, self._evidence.round(_DECIMALS).tolist())),
             unsure_evidence=self._unsure.round(_DECIMALS).tolist(),
             epoch=self._epoch,
             alarm=self._alarm,

@@ -69,7 +69,7 @@ class CallLog:
 
     def chunks(self, columns: Sequence[str], rows: int, /) -> Iterator[Chunk]:
         """The calls in chunks of up to ``rows``."""
-        values, lines, bad, skipped, size, bytes_read = [], [], [], [], 0, 0  # type: ignore[var-annotated]
+        values, lines, bad, skipped, size, bytes_read = [], [], [], [], 0, 0
         for item, bytes_read in self.answered():
             if isinstance(item, Unusable):
                 skipped.append((item.line, item.reason))

@@ -48,6 +48,7 @@ def verify(agent: str, verdict: str = "last") -> Verification:
     findings = Findings()
     recorded = _find_verdict(agent, verdict, journal, findings)
     _VERIFIERS[_kind(recorded)](recorded, findings)
+    _note_forgotten(recorded, journal, findings)
     return Verification(
         agent=agent,
         verdict_id=recorded.verdict_id,
@@ -61,11 +62,29 @@ def verify(agent: str, verdict: str = "last") -> Verification:
     )
 
 
+def _verify_forgotten(verdict: Verdict, findings: Findings) -> None:
+    findings.not_recomputed.append(f"what was {verdict.summary.replace(':', ' is')}: nothing of the rows is left")
+
+
+def _note_forgotten(verdict: Verdict, journal: Journal, findings: Findings) -> None:
+    """Say that rows were forgotten since a verdict that is not found as it was."""
+    if not findings.differences and not findings.missing:
+        return
+    decided = journal.recorded_at(verdict.verdict_id)
+    since = [one for one in journal.verdicts("forget") if decided is not None and one.as_of > decided]
+    if since:
+        findings.missing.append(
+            f"since this verdict, rows were forgotten on {', '.join(f'{one.as_of:%Y-%m-%d}' for one in since)} "
+            f"({'; '.join(one.summary for one in since)}): what was computed from them cannot be computed again"
+        )
+
+
 _VERIFIERS = {
     "watch": verify_watch,
     "gate": verify_gate,
     "admission": verify_admission,
     "promotion": verify_promotion,
+    "forget": _verify_forgotten,
 }
 
 
@@ -78,7 +97,7 @@ def _find_verdict(agent: str, name: str, journal: Journal, findings: Findings) -
     if Path(name).is_file():
         return _read_file(agent, Path(name), journal, findings)
     if name == "last":
-        verdicts = journal.verdicts()
+        verdicts = [one for one in journal.verdicts() if one.kind != "forget"]
         if not verdicts:
             raise ConfigError(f"nothing has been decided about agent {agent!r} yet: `python -m flows watch` decides")
         return verdicts[-1]

@@ -33,7 +33,7 @@ class CallFormat(StrEnum):
     mlflow = "mlflow"
 
 
-_HEADINGS = {"before": "dealt with before"}
+_HEADINGS = {"before": "dealt with before", "answers": "knowledge"}
 
 
 def import_(
@@ -141,7 +141,7 @@ def _show_preview(preview: Preview, base: KnowledgeBase, known_ids: dict[Knowled
     counts = [f"would add {new['observations']:,} observations"]
     say = base.config.words.say
     counts += [f"{new[name]:,} {say(name)}" for name in ("decisions", "outcomes") if len(preview.tables[name])]
-    counts += [f"{preview.answers:,} answers of a teacher"] if preview.answers else []
+    counts += [f"{preview.answers:,} answers as knowledge of a teacher"] if preview.answers else []
     problems, existing = len(preview.problems), len(preview.rows) - new["observations"]
     counts += [f"would leave out {existing:,} that are there already"] if existing else []
     counts += [f"would put {problems:,} row{'s' * (problems != 1)} into quarantine"] if problems else []

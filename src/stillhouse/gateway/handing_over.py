@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ from stillhouse.records import Record
 from stillhouse.runtime.ids import DecisionIds
 from stillhouse.teachers.recorded import recorded_version
 
-__all__ = ["HandedOver", "hand_over"]
+__all__ = ["HandedOver", "RecordedRow", "hand_over", "read_recorded"]
 
 _CHUNK = 2000  # records
 _LOCK_SECONDS = 60.0
@@ -80,6 +80,29 @@ def hand_over(config: AgentConfig) -> HandedOver:
     except Timeout as error:
         raise RuntimeStateError(f"another process hands over records of agent {config.agent!r}") from error
     return moved
+
+
+class RecordedRow(NamedTuple):
+    """Which observation a record of the door is."""
+
+    capture: int
+    """Its id at the door."""
+    observation_id: str
+    caller: str
+
+
+def read_recorded(config: AgentConfig) -> list[RecordedRow]:
+    """All records of the agent's task that are still at the door."""
+    assert config.front_door is not None
+    if not GatewayStore.exists():
+        return []
+    ids = DecisionIds(config.agent, KnowledgeBase(config).tables.identity())
+    store = GatewayStore(store_path())
+    try:
+        captures: list[dict[str, Any]] = list(store.captures(config.front_door.task))
+    finally:
+        store.close()
+    return [RecordedRow(capture["id"], _subject(capture, ids)[0], capture["caller"]) for capture in captures]
 
 
 class _CallerQuota:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -263,6 +263,13 @@ class GatewayStore:
                 "on conflict(agent, caller) do update set answers = excluded.answers",
                 [(agent, caller, answers) for caller, answers in kept.items()],
             )
+
+    def forget(self, ids: Sequence[int]) -> None:
+        """Delete captures by their ids, and overwrite what the file and its log held of them."""
+        with self.transaction():
+            self._connection.executemany("delete from captures where id = ?", [(capture,) for capture in ids])
+        with self._wrapped():
+            self._connection.execute("pragma wal_checkpoint(truncate)")
 
     # ----------------------------------------------------------------- reading
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stillhouse.knowledge import time_range
+from stillhouse.knowledge import forget_requests, time_range
 from stillhouse.knowledge.commits import list_commits
 from stillhouse.knowledge.pruning import file_statistics
 from stillhouse.knowledge.schemas import FIELDS, TIME, Table
@@ -22,9 +22,15 @@ __all__ = ["find_problems"]
 
 
 def find_problems(tables: Tables) -> list[str]:
-    """One sentence for each table that lost a commit, and for each that has times outside the allowed range."""
+    """A sentence for each table that lost a commit or has times outside the allowed range, and unfinished request."""
     sentences = [_describe_empty_commits(tables.root / table, table) for table in FIELDS]
     sentences += [_describe_impossible_times(tables, table) for table in ("observations", "outcomes")]
+    agent = tables.config.agent
+    sentences += [
+        f"the request {request.request_id} of {request.requested_at:%Y-%m-%d} to forget "
+        f"{len(request.observation_ids):,} rows is not carried out: `stillhouse forget {agent}` completes it"
+        for request in forget_requests.pending(agent)
+    ]
     return [sentence for sentence in sentences if sentence]
 
 

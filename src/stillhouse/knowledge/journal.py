@@ -24,7 +24,7 @@ from stillhouse.records import (
 
 __all__ = ["Journal"]
 
-Kind = Literal["watch", "gate", "promotion"]
+Kind = Literal["watch", "gate", "promotion", "forget"]
 
 
 class Journal:

@@ -33,7 +33,7 @@ from stillhouse.config import home
 from stillhouse.errors import SpoolDamagedError, SpoolError, SpoolFullError, StillhouseError
 from stillhouse.knowledge.events import Event, encode
 
-__all__ = ["Entry", "Spool", "SpoolFile", "Survey", "set_aside", "spool_folder", "survey"]
+__all__ = ["Entry", "Spool", "SpoolFile", "Survey", "set_aside", "shrink", "spool_folder", "survey"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +43,9 @@ _DEPTH_MAX_AGE_SECONDS = 1.0
 _DELETED_AT_ONCE = 16  # events
 _MAX_CHECKPOINTS = 3  # in a row: one moves what was written during the one before; the log restarts when it is empty
 _AUTO_CHECKPOINT_PAGES = 16_384  # of 4 KiB: at this size a writer checkpoints the log itself, if nobody flushes
+
+_FREE_PAGES = ("freelist_count", "page_size")
+_FILLED_AT_ONCE = 4096  # pages
 
 _CREATE_TABLE = """
 create table events(
@@ -179,6 +182,41 @@ class SpoolFile:
                 _, logged, moved = self.connection.execute("pragma wal_checkpoint(passive)").fetchone()
                 if logged == moved:
                     break
+
+    def replace(self, seq: int, event: tuple[int, bytes] | None) -> None:
+        """Put another content in the place of event number ``seq``: rows and bytes; None deletes it."""
+        with _wrap_errors(self.path):
+            if event is None:
+                self.connection.execute("delete from events where seq = ?", (seq,))
+            else:
+                self.connection.execute("update events set rows = ?, body = ? where seq = ?", (*event, seq))
+
+    def wipe(self) -> None:
+        """Overwrite what is free in the file with zeros and empty its log: it may hold events that are deleted.
+
+        The file does not shrink, so its owner may go on writing.
+        """
+        with _wrap_errors(self.path):
+            self.connection.execute("begin immediate")
+            self.connection.execute("create table kept as select seq, rows, total, body from events")
+            self.connection.execute("delete from events")  # without a condition: SQLite zeroes whole pages
+            self.connection.execute("insert into events(seq, rows, total, body) select * from kept order by seq")
+            self.connection.execute("drop table kept")
+            self.connection.execute("commit")
+            pages, size = (self.connection.execute(f"pragma {name}").fetchone()[0] for name in _FREE_PAGES)
+            if pages:
+                self.connection.execute("begin immediate")
+                self.connection.execute("create table filling(zeros blob)")
+                for first in range(0, pages, _FILLED_AT_ONCE):
+                    filled = min(_FILLED_AT_ONCE, pages - first) * size
+                    self.connection.execute("insert into filling values (zeroblob(?))", (filled,))
+                self.connection.execute("drop table filling")
+                self.connection.execute("commit")
+            for _ in range(_MAX_CHECKPOINTS):
+                busy, *_rest = self.connection.execute("pragma wal_checkpoint(truncate)").fetchone()
+                if not busy:
+                    return
+        raise SpoolError(f"the log of the spool {self.path} cannot be emptied: another process reads it all the time")
 
     def depth(self) -> int:
         """Number of rows of the events in the file."""
@@ -473,6 +511,20 @@ def set_aside(path: Path) -> Path | None:
         return None
 
 
+def shrink(path: Path) -> None:
+    """Write the file of a spool without an owner again, so that nothing of deleted events is left in it.
+
+    :raises SpoolError: if it cannot be written.
+    """
+    with _wrap_errors(path):
+        connection = _connect(path, "rw")
+        try:
+            connection.execute("vacuum")
+            connection.execute("pragma wal_checkpoint(truncate)")
+        finally:
+            connection.close()
+
+
 def _rename_aside(path: Path) -> Path | None:
     """The new path; None if there is no file."""
     if not any(part.exists() for part in _database_files(path)):
@@ -578,6 +630,7 @@ def _connect(path: Path, mode: str, lock_timeout: float = _LOCK_TIMEOUT_SECONDS)
 def _enable_wal(connection: sqlite3.Connection) -> None:
     connection.execute("pragma journal_mode = wal")
     connection.execute("pragma synchronous = full")
+    connection.execute("pragma secure_delete = on")  # the bytes of deleted events are overwritten
     connection.execute(f"pragma wal_autocheckpoint = {_AUTO_CHECKPOINT_PAGES}")
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from filelock import FileLock
 from pyarrow.dataset import Dataset, Scanner
 
 from stillhouse.config import AgentConfig, home
@@ -30,6 +31,7 @@ __all__ = ["Tables", "wrap_errors"]
 
 _IS_NUMBER = {"double": True, "string": False}  # stored type: whether the agent file calls such a column a number
 
+_WRITE_LOCK = ".writing.lock"
 _COMMIT_TRIES = 12
 _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.02, 1.0
 
@@ -101,22 +103,23 @@ class Tables:
         """
         pause = _FIRST_PAUSE_SECONDS
         for attempt in range(_COMMIT_TRIES):
-            delta = self._open_or_create(table)
-            committed = delta.transaction_version(transaction.app_id)
-            if committed is not None and committed >= transaction.version:
-                return None
-            try:
-                write_deltalake(
-                    delta,
-                    _add_month(delta, rows),
-                    mode="append",
-                    schema_mode="merge",
-                    commit_properties=CommitProperties(app_transactions=[transaction]),
-                    post_commithook_properties=COMMIT_HOOKS,
-                )
-                return int(delta.version())
-            except CommitFailedError as error:
-                failure = error
+            with self.writing():
+                delta = self._open_or_create(table)
+                committed = delta.transaction_version(transaction.app_id)
+                if committed is not None and committed >= transaction.version:
+                    return None
+                try:
+                    write_deltalake(
+                        delta,
+                        _add_month(delta, rows),
+                        mode="append",
+                        schema_mode="merge",
+                        commit_properties=CommitProperties(app_transactions=[transaction]),
+                        post_commithook_properties=COMMIT_HOOKS,
+                    )
+                    return int(delta.version())
+                except CommitFailedError as error:
+                    failure = error
             if attempt + 1 < _COMMIT_TRIES:
                 time.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(2 * pause, _MAX_PAUSE_SECONDS)
@@ -124,6 +127,14 @@ class Tables:
             f"table {table!r} in {self.root}: {_COMMIT_TRIES} tries to append failed, because other processes changed "
             f"the table each time ({failure}); nothing was written, try again"
         ) from failure
+
+    def writing(self) -> FileLock:
+        """The lock of one commit, or of a change of the log itself (:mod:`stillhouse.knowledge.erasing`).
+
+        Whoever changes the log appends nothing meanwhile: a thread may take the lock twice.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.root / _WRITE_LOCK, is_singleton=True)
 
     def sync_commit(self, table: Table, version: int) -> None:
         """Return when the commit of that version is on the disk and survives a power failure (fsync).

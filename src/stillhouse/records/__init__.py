@@ -36,6 +36,7 @@ from stillhouse.records.drift import (
 )
 from stillhouse.records.evaluations import EvaluatedModel, Evaluation, IntervalEstimate
 from stillhouse.records.evidence import Cost, EvidenceRows, EvidenceStep, LossBaseline, Process, split_restarts
+from stillhouse.records.forgetting import ForgetReport, ForgetRequest, PendingForget
 from stillhouse.records.models import ModelRef, StudentRef, TeacherRef
 from stillhouse.records.pool import (
     BlockScore,
@@ -111,6 +112,8 @@ __all__ = [
     "EvidenceStep",
     "Examination",
     "FinalFit",
+    "ForgetReport",
+    "ForgetRequest",
     "Frontier",
     "History",
     "HistoryEntry",
@@ -123,6 +126,7 @@ __all__ = [
     "ModelSource",
     "NamedQuality",
     "NewAnswers",
+    "PendingForget",
     "PoolEvidence",
     "PoolMember",
     "PoolState",

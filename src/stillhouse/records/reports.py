@@ -21,7 +21,7 @@ class HistoryEntry(Record):
     recorded_at: AwareDatetime = Field(description="when it was decided, by the clock of that machine")
     as_of: AwareDatetime = Field(description="the time of the agent's clock that it is about")
     verdict_id: str
-    kind: Literal["watch", "gate", "promotion"]
+    kind: Literal["watch", "gate", "promotion", "forget"]
     result: VerdictResult
     response: Response
     summary: str

@@ -94,6 +94,8 @@ VerdictResult = Literal[
     "awaiting_approval",
     "rolled_back",
     "rejected",
+    # forget
+    "forgotten",
 ]
 
 
@@ -236,10 +238,10 @@ class Proof(Record):
 
 
 class Verdict(Record):
-    """A decision of a watch, a gate or a promotion, with its numbers and reasons."""
+    """A decision of a watch, a gate or a promotion, with its numbers and reasons; or that rows were forgotten."""
 
     verdict_id: str
-    kind: Literal["watch", "gate", "promotion"]
+    kind: Literal["watch", "gate", "promotion", "forget"]
     agent: str
     as_of: AwareDatetime
     result: VerdictResult = Field(

@@ -9,10 +9,11 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory, mkdtemp
 
 from stillhouse.errors import RegistryError, SignatureError
+from stillhouse.files import write_atomic
 from stillhouse.registry.connection import does_not_exist, without_credentials
 from stillhouse.verifying import FilesDiffer, check_files
 
-__all__ = ["download_once", "download_signed", "read_artifact"]
+__all__ = ["download_once", "download_signed", "read_artifact", "write_local"]
 
 
 # --------------------------------------------------------------------------- one file
@@ -33,6 +34,20 @@ def read_artifact(root: str, path: str, uri: str) -> bytes | None:
             if _is_absent(root, path, uri, error):
                 return None
             raise
+
+
+def write_local(root: str, path: str, content: bytes) -> bool:
+    """Write the artifact ``path`` below the address ``root`` over the old one, if it is on this machine.
+
+    :returns: False, and nothing is written, if it is elsewhere.
+    """
+    if not _is_local(root):
+        return False
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    folder = local_file_uri_to_path(root)  # type: ignore[no-untyped-call]
+    write_atomic(Path(folder) / path, content, durable=True)
+    return True
 
 
 def _local_copy(address: str, folder: str, uri: str) -> Path:

@@ -15,7 +15,7 @@ from stillhouse.records import ModelRef, Scorecard, TeacherRef
 from stillhouse.registry import packaging
 from stillhouse.registry.cache import Cache
 from stillhouse.registry.connection import does_not_exist
-from stillhouse.registry.downloads import download_signed, read_artifact
+from stillhouse.registry.downloads import download_signed, read_artifact, write_local
 from stillhouse.registry.entries import Lineage, NewVariant, Points, RefusedVariant
 from stillhouse.registry.experiment import Experiment
 from stillhouse.registry.metrics import scorecard_metrics, scorecard_tags
@@ -283,6 +283,22 @@ class Models:
     def set_tags(self, logged_id: str, tags: Mapping[str, object]) -> None:
         """Set tags of a logged model."""
         self._client.set_logged_model_tags(logged_id, stringify(tags))
+
+    def replace_files(self, logged_id: str, contents: Mapping[str, bytes]) -> None:
+        """Write files of a logged model over the old ones; the caller signs it again.
+
+        :param contents: by path.
+        """
+        root = str(self._client.get_logged_model(logged_id).artifact_location)
+        elsewhere = {path: content for path, content in contents.items() if not write_local(root, path, content)}
+        if not elsewhere:
+            return
+        with TemporaryDirectory() as folder:
+            for path, content in elsewhere.items():
+                file = Path(folder, path)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+            self._client.log_model_artifacts(logged_id, folder)
 
     def scorecard(self, ref: ModelRef) -> Scorecard:
         """The scorecard that was logged with the model.

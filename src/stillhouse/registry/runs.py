@@ -17,7 +17,7 @@ from stillhouse.config import home
 from stillhouse.errors import RegistryError
 from stillhouse.records import Certificate, Examination, Record, SameRows, Verdict, Window, short_id
 from stillhouse.registry.cache import Cache
-from stillhouse.registry.downloads import read_artifact
+from stillhouse.registry.downloads import read_artifact, write_local
 from stillhouse.registry.entries import OpenedRefresh, Points
 from stillhouse.registry.experiment import Experiment
 from stillhouse.registry.names import SAME_ROWS, VERDICT
@@ -274,6 +274,14 @@ class Runs:
                 self._client.log_artifacts(run_id, folder)
         for path in files:
             artifact_cache.pop((self.experiment.uri, run_id, path))
+
+    def replace_file(self, run_id: str, path: str, content: bytes) -> None:
+        """Write an artifact of the run over the old one."""
+        root = str(self._client.get_run(run_id).info.artifact_uri)
+        if write_local(root, path, content):
+            artifact_cache.pop((self.experiment.uri, run_id, path))
+        else:
+            self.log_files(run_id, {path: content})
 
     def log_record(self, run_id: str, record: Record, path: str) -> None:
         """Write ``record`` as JSON to the artifact ``path`` of the run."""

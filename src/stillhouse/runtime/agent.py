@@ -323,7 +323,9 @@ class Agent:
         if self._promise is not None:
             return self._promise.select(champion.version, batch, probs)
         cascade = self.config.runtime.cascade
-        return AskedRows.below(probs, 0.0 if cascade is None or cascade.below is None else cascade.below)
+        if cascade is None or cascade.below is None:
+            return AskedRows([], [], [], [], [])
+        return AskedRows.below(probs, cascade.below)
 
     def _observe(
         self,

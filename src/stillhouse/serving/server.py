@@ -296,6 +296,7 @@ class Server:
 
     async def _record_outcomes(self, served: _ServedAgent, scope: Scope, receive: Receive) -> HttpResponse:
         """``POST /v1/agents/{agent}/outcomes``"""
+        self._require_outcomes(served)
         require_media_type(scope, (JSON,))
         request = decode_json(self._outcomes_decoder, await read_body(scope, receive, self._limits))
         if request.outcomes is not UNSET:
@@ -312,6 +313,22 @@ class Server:
         await served.recorder.put(None, [event])
         self._metrics.counts.add("outcomes", (served.name,), len(outcomes))
         return json_response({"recorded": len(outcomes)})
+
+    def _require_outcomes(self, served: _ServedAgent) -> None:
+        """:raises HttpError: 403 if the agent has no outcomes, or callers of the door could invent them."""
+        config = served.agent.config
+        if config.outcomes is None:
+            raise HttpError(
+                403,
+                "no_outcomes",
+                f"agent {served.name!r} has no outcomes: its teacher's blind answers judge it, not a client's",
+            )
+        if config.front_door is not None and not self._guard.requires_token:
+            raise HttpError(
+                403,
+                "token_needed",
+                f"agent {served.name!r} answers at the front door, so its outcomes need a token: set STILLHOUSE_TOKENS",
+            )
 
     def _require_row_count(self, rows: Sequence[Any]) -> None:
         if not rows:

@@ -6,6 +6,7 @@ knowledge base with the requests, under a version that follows the model and the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from stillhouse.config import AgentConfig, RecordedTeacher
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Spending, short_id
 from stillhouse.teachers.answers import Allowance, Answers
-from stillhouse.teachers.kinds import Member, MemberContext, describe, open_member
+from stillhouse.teachers.kinds import Member, MemberContext, describe, logged_version, open_member
 
 __all__ = ["NOT_ASKED", "recorded_version"]
 
@@ -44,6 +45,11 @@ def _(section: RecordedTeacher, context: MemberContext, entry: dict[str, Any]) -
         return Answers(nothing, Spending(), stop_reason=NOT_ASKED)
 
     return Member(context.leaf.name, context.leaf.share, answer, entry["version"], max_calls_per_row=0)
+
+
+@logged_version.register
+def _(section: RecordedTeacher, context: MemberContext, models: Sequence[str]) -> str | None:
+    return recorded_version(context.config, context.leaf.name, models[-1])
 
 
 def _newest_version(context: MemberContext) -> str | None:

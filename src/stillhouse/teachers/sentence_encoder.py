@@ -136,7 +136,7 @@ class EncoderTeacher:
         from safetensors.numpy import save_file
 
         keys = list(self._fold_of_text)
-        arrays = {
+        arrays: dict[str, np.ndarray[Any, Any]] = {
             "weights": np.stack([head.weights for head in self._heads]),
             "bias": np.stack([head.bias for head in self._heads]),
             "texts": np.frombuffer(bytes.fromhex("".join(keys)), dtype=np.uint8),
@@ -245,7 +245,7 @@ def _limit_per_action(
     """The first ``count`` texts of each action: enough to try the teacher, and encoded in seconds."""
     number = pd.Series(labels).groupby(labels).cumcount().to_numpy()
     chosen = np.flatnonzero(number < count)
-    return [texts[index] for index in chosen], labels[chosen]
+    return [texts[index] for index in chosen.tolist()], labels[chosen]
 
 
 def _examples_version(section: SentenceEncoderTeacher, context: MemberContext, encoder: SentenceEncoder) -> str:
