@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from threading import Lock
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from stillhouse.gateway.captures import Capture
 from stillhouse.gateway.deciding import LocalDecision
@@ -61,6 +61,7 @@ class Champions:
         (decision_id,) = agent.decision_ids(pending.batch)
         probs = dict(zip(pending.champion.actions, pending.probs[0].tolist(), strict=True))
         asked = pending.asked
+        standing: Literal["answers", "audit", "unsure", "shadow"]
         if door.shadow or agent.answers_nothing:
             standing = "shadow"
         elif not asked.rows:
