@@ -111,7 +111,7 @@ def model_server(answers: Mapping[str, str]) -> Iterator[str]:
     """The scripted model behind the OpenAI protocol; yields its address."""
 
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+        protocol_version, disable_nagle_algorithm, wbufsize = "HTTP/1.1", True, -1
 
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -193,8 +193,11 @@ def wait_for(what: str, condition: Any) -> None:
         time.sleep(0.1)
 
 
-def send(address: str, story: Story, week: Week, seconds: float) -> None:
-    """Send a week of sentences by an unmodified client; count the local answers, and those that the model gives too."""
+def send(address: str, story: Story, week: Week, seconds: float) -> datetime:
+    """Send a week of sentences by an unmodified client; count the local answers, and those that the model gives too.
+
+    :returns: the end of the week.
+    """
     import openai
 
     schema = {"type": "object", "properties": {"intent": {"type": "string", "enum": list(story.actions)}}}
@@ -218,7 +221,9 @@ def send(address: str, story: Story, week: Week, seconds: float) -> None:
             if is_local:
                 week.champion = answer.headers["x-stillhouse-version"]
             time.sleep(max(0.0, began + seconds * (number + 1) / len(texts) - time.monotonic()))
+    end = datetime.now(UTC)
     wait_for("writing the records", lambda: httpx.get(f"{address}/v1/door").json()["unwritten"] == 0)
+    return end
 
 
 def edit(path: Path, seconds: float) -> None:
@@ -238,12 +243,12 @@ def edit(path: Path, seconds: float) -> None:
     path.write_text(yaml.safe_dump(sections, sort_keys=False, width=110), encoding="utf-8")
 
 
-def refresh(trigger: Any, cause: str) -> Any:
-    """Run the flow of a refresh on all that was recorded up to now."""
+def refresh(trigger: Any, cause: str, end: datetime) -> Any:
+    """Run the flow of a refresh on all that was recorded until ``end``."""
     from flows.refresh import refresh as run_refresh
 
     console.print(f"\n$ python -m flows refresh --agent {AGENT} --trigger {trigger}", style="bold")
-    verdict = run_refresh(agent=AGENT, as_of=datetime.now(UTC), trigger=trigger, cause=cause)
+    verdict = run_refresh(agent=AGENT, as_of=end, trigger=trigger, cause=cause)
     console.print(f"{verdict.result.replace('_', ' ')}: {verdict.summary}")
     return verdict
 
@@ -256,22 +261,22 @@ def play(folder: Path, story: Story) -> Iterator[Week]:
             for number in range(1, CAPTURED + 1):
                 began = time.monotonic()
                 week = Week(number)
-                send(address, story, week, seconds)
+                end = send(address, story, week, seconds)
                 seconds = max(seconds, round(time.monotonic() - began + 0.5, 1))
                 if number == CAPTURED:
                     run("tasks")
                     key = json.loads(run("tasks", "--json", quiet=True))["tasks"][0]["task"]["key"]
                     run("adopt", key, AGENT)
                     edit(path, seconds)
-                    week.refresh = refresh("bootstrap", "the first champion").result
+                    week.refresh = refresh("bootstrap", "the first champion", end).result
                 yield week
         with door(upstream, folder, AGENT) as address:
             wait_for("loading the champion", lambda: _champion(address) is not None)
             for number in range(CAPTURED + 1, LAST + 1):
                 week = Week(number, champion=str(_champion(address)))
-                send(address, story, week, seconds)
+                end = send(address, story, week, seconds)
                 if number == REFRESHED:
-                    verdict = refresh("manual", f"{LATE} has arrived, and coverage has fallen")
+                    verdict = refresh("manual", f"{LATE} has arrived, and coverage has fallen", end)
                     week.refresh = verdict.result
                     if verdict.result == "promoted":
                         wait_for("loading the champion", lambda old=week.champion: _champion(address) != old)
