@@ -57,7 +57,7 @@ class Champions:
             row = door.read_row(question.observation, list(agent.config.observations.columns))
         except ValueError:
             return None
-        pending = agent.predict(agent.schema.read(row))
+        pending = agent.predict(agent.schema.read(row), ask_all=door.shadow)
         (decision_id,) = agent.decision_ids(pending.batch)
         probs = dict(zip(pending.champion.actions, pending.probs[0].tolist(), strict=True))
         asked = pending.asked

@@ -55,6 +55,8 @@ create table if not exists kept(               -- answers that an agent learns f
 );
 """
 
+_COMPARED = "(asked in ('shadow', 'audit') and action is not null and local_action is not null)"
+
 
 def store_path() -> Path:
     """The file of the door's records."""
@@ -336,11 +338,12 @@ class GatewayStore:
         key, tenant, name, protocol, model, actions, first_at, last_at, closed, referred = row
         totals = self._connection.execute(
             "select count(*), coalesce(sum(asked = 'local'), 0), count(action), count(distinct action), "
-            "count(distinct caller), coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0) "
+            "count(distinct caller), coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0), "
+            f"coalesce(sum({_COMPARED}), 0), coalesce(sum({_COMPARED} and action = local_action), 0) "
             "from captures where task = ?",
             (key,),
         ).fetchone()
-        requests, local, usable, answers, callers, sent, received = map(int, totals)
+        requests, local, usable, answers, callers, sent, received, compared, agreed = map(int, totals)
         timed = requests - local
         median = self._connection.execute(
             "select ms from captures where task = ? and asked != 'local' order by ms limit 1 offset ?",
@@ -364,6 +367,8 @@ class GatewayStore:
                 "last_at": _moment(last_at),
                 "requests": requests,
                 "answered_locally": local,
+                "compared": compared,
+                "agreed": agreed,
                 "usable": usable,
                 "answers": answers,
                 "callers": callers,

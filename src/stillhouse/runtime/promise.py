@@ -135,14 +135,15 @@ class SharedPromise:
 
     # ----------------------------------------------------------------- deciding
 
-    def select(self, champion: str, batch: Batch, probs: Array) -> AskedRows:
+    def select(self, champion: str, batch: Batch, probs: Array, *, ask_all: bool = False) -> AskedRows:
         """The rows that the teacher is to be asked about: drawn for the audit, unsure, or too novel.
 
         :param champion: the version whose probabilities ``[n, K]`` these are.
+        :param ask_all: all rows, and so all of them blindly.
         """
         keeper = self._current(champion)
         asked = AskedRows([], [], [], [], [])
-        share = 1.0 if keeper is None else keeper.audit_share(self._share)
+        share = 1.0 if keeper is None or ask_all else keeper.audit_share(self._share)
         for row, confidence in enumerate(np.clip(probs.max(axis=1), 0.0, 1.0).tolist()):
             blind = share >= 1 or self._draw.is_drawn(batch.observation_ids[row], share)
             novelty = 0.0 if self._guard is None else self._guard.score(self._text(batch, row))
