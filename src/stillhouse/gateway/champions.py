@@ -8,7 +8,7 @@ from threading import Lock
 from typing import NamedTuple
 
 from stillhouse.gateway.captures import Capture
-from stillhouse.gateway.deciding import LocalDecision
+from stillhouse.gateway.deciding import LocalDecision, Standing
 from stillhouse.gateway.questions import ClosedQuestion
 from stillhouse.gateway.tasks import Task
 from stillhouse.runtime.agent import Agent, PendingDecisions
@@ -61,6 +61,7 @@ class Champions:
         (decision_id,) = agent.decision_ids(pending.batch)
         probs = dict(zip(pending.champion.actions, pending.probs[0].tolist(), strict=True))
         asked = pending.asked
+        standing: Standing
         if door.shadow or agent.answers_nothing:
             standing = "shadow"
         elif not asked.rows:
