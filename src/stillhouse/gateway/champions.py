@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from threading import Lock
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from stillhouse.gateway.captures import Capture
-from stillhouse.gateway.deciding import LocalDecision
+from stillhouse.gateway.deciding import LocalDecision, Standing
 from stillhouse.gateway.questions import ClosedQuestion
 from stillhouse.gateway.tasks import Task
 from stillhouse.runtime.agent import Agent, PendingDecisions
@@ -61,7 +61,7 @@ class Champions:
         (decision_id,) = agent.decision_ids(pending.batch)
         probs = dict(zip(pending.champion.actions, pending.probs[0].tolist(), strict=True))
         asked = pending.asked
-        standing: Literal["answers", "audit", "unsure", "shadow"]
+        standing: Standing
         if door.shadow or agent.answers_nothing:
             standing = "shadow"
         elif not asked.rows:

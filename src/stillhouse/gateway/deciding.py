@@ -13,12 +13,13 @@ from stillhouse.gateway.tasks import Task
 if TYPE_CHECKING:
     from stillhouse.gateway.captures import Capture
 
-__all__ = ["Asked", "AuditDraw", "Decider", "LocalDecision"]
+__all__ = ["BLIND", "Asked", "AuditDraw", "Decider", "LocalDecision", "Standing"]
 
 Asked = Literal["first", "shadow", "audit", "unsure", "credential", "not_local", "local"]
 """Why the upstream was asked: there is no champion; it is not allowed to answer yet; a random blind audit; it is
 unsure; the caller's credential was not accepted lately; the answer cannot be said locally. ``local``: it was not."""
 
+Standing = Literal["answers", "audit", "unsure", "shadow"]
 BLIND: frozenset[Asked] = frozenset({"first", "shadow", "audit"})
 """The upstream was asked without regard to what the champion says."""
 
@@ -32,7 +33,7 @@ class LocalDecision:
     version: str
     """Such as ``router@7``."""
     decision_id: str
-    standing: Literal["answers", "audit", "unsure", "shadow"]
+    standing: Standing
     """``answers``: it may answer in the upstream's place. ``audit``: the question was drawn for the audit. ``unsure``:
     it may not answer this question. ``shadow``: it may not answer any question at present."""
     audit: float = 0.05
