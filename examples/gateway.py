@@ -20,8 +20,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,10 @@ from typing import Any
 import httpx
 import yaml
 
+from examples.gateway_weeks import HEADER, Week, draw
 from examples.scripted_model import LATE, MODEL, Story, make_story, model_server
 from stillhouse import config
 from stillhouse.errors import RuntimeStateError
-from stillhouse.plotting import BLUE, FAINT, GREEN, INK, ORANGE, SKY, VERMILLION
 from stillhouse.terminal import Console, report_errors
 
 AGENT = "intents"
@@ -41,29 +41,6 @@ REQUESTS, CAPTURED, ARRIVES, REFRESHED, LAST = 390, 4, 7, 8, 10
 _FREE_SECONDS = 60.0  # within which records are written and a new champion is loaded
 
 console = Console()
-
-
-@dataclass
-class Week:
-    """What happened in one week of the story."""
-
-    week: int
-    requests: int = REQUESTS
-    late: int = 0
-    local: int = 0
-    agreed: int = 0
-    champion: str = ""
-    refresh: str = ""
-
-    @property
-    def line(self) -> str:
-        """The line of the table."""
-        agreement = f"{self.agreed / self.local:.3f}" if self.local else "-"
-        cells = f"{self.week:4d} {self.requests:9d} {self.late:7d} {self.local:8d} {self.local / self.requests:9.0%}"
-        return f"{cells} {agreement:>10}  {self.champion or 'none yet':10s} {self.refresh}".rstrip()
-
-
-HEADER = f"week  requests {LATE:>7}    local  coverage  agreement  champion   refresh"
 
 
 # --------------------------------------------------------------------------- the commands
@@ -182,7 +159,7 @@ def play(folder: Path, story: Story) -> Iterator[Week]:
         with door(upstream, folder) as address:
             for number in range(1, CAPTURED + 1):
                 began = time.monotonic()
-                week = Week(number)
+                week = Week(number, REQUESTS)
                 end = send(address, story, week, seconds)
                 seconds = max(seconds, round(time.monotonic() - began + 0.5, 1))
                 if number == CAPTURED:
@@ -195,7 +172,7 @@ def play(folder: Path, story: Story) -> Iterator[Week]:
         with door(upstream, folder, AGENT) as address:
             wait_for("loading the champion", lambda: _champion(address) is not None)
             for number in range(CAPTURED + 1, LAST + 1):
-                week = Week(number, champion=str(_champion(address)))
+                week = Week(number, REQUESTS, champion=str(_champion(address)))
                 end = send(address, story, week, seconds)
                 if number == REFRESHED:
                     verdict = refresh("manual", f"{LATE} has arrived, and coverage has fallen", end)
@@ -210,32 +187,6 @@ def play(folder: Path, story: Story) -> Iterator[Week]:
 
 def _champion(address: str) -> str | None:
     return httpx.get(f"{address}/v1/agents/{AGENT}").json()["champion"]
-
-
-# --------------------------------------------------------------------------- the figure
-
-
-def draw(weeks: Sequence[Week], agreement: float, file: Path) -> None:
-    """Coverage and agreement by week, the promise, and the champions as bands."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = figure.subplots()
-    champions = list(dict.fromkeys(week.champion for week in weeks if week.champion))
-    for number, name in enumerate(champions):
-        own = [week.week for week in weeks if week.champion == name]
-        axes.axvspan(own[0] - 0.5, own[-1] + 0.5, color=(SKY, ORANGE)[number % 2], alpha=0.15, lw=0)
-        axes.annotate(name, ((own[0] + own[-1]) / 2, 1.04), ha="center", color=INK)
-    numbers = [week.week for week in weeks]
-    axes.plot(numbers, [w.local / w.requests for w in weeks], "o-", color=BLUE, label="coverage: answered locally")
-    known = [week for week in weeks if week.local]
-    axes.plot([w.week for w in known], [w.agreed / w.local for w in known], "s--", color=GREEN, label="their agreement")
-    axes.axhline(agreement, color=INK, ls=":", lw=1, label=f"promised: {agreement:g}")
-    axes.axvline(ARRIVES - 0.5, color=VERMILLION, lw=1, ls="-.", label=f"{LATE} arrives")
-    axes.set(xlabel="week (compressed: some seconds)", ylabel="share", ylim=(0, 1.1), xticks=numbers)
-    axes.grid(color=FAINT)
-    axes.legend(loc="lower right")
-    figure.savefig(file, dpi=130)
 
 
 def main() -> None:
@@ -260,7 +211,7 @@ def main() -> None:
         console.print(week.line, soft_wrap=True)
     cascade = config.load(AGENT).runtime.cascade
     assert cascade is not None and cascade.agreement is not None
-    draw(weeks, cascade.agreement, folder / "weeks.png")
+    draw(weeks, cascade.agreement, ARRIVES, folder / "weeks.png")
     local, agreed = sum(week.local for week in weeks), sum(week.agreed for week in weeks)
     summary = {
         "compressed": "a week is some hundred requests in some seconds",
