@@ -7,7 +7,11 @@ export STILLHOUSE_HOME ?= $(CURDIR)/.stillhouse
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+<<<<<<< HEAD
 .PHONY: help install demo demo-router test lint format types imports tests test-slow test-endpoint test-api test-clients bench ui prefect docs screenshots clean
+=======
+.PHONY: help install demo demo-router demo-gateway test lint format types imports tests test-slow test-endpoint test-api bench ui prefect docs screenshots clean
+>>>>>>> l-adopt
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +29,9 @@ demo: install  ## play a year of real flights: drift, refresh, compression, proo
 
 demo-router: install  ## play the same flows for sentences: tools are added domain by domain (fetches CLINC150 once)
 	@$(BIN)/python -m flows demo --agent router --watch-days 1
+
+demo-gateway: install  ## play the front door before a scripted model: capture, adopt, coverage, a domain arrives (fetches CLINC150 once)
+	@$(BIN)/python -m examples.gateway
 
 test: lint types imports tests  ## run everything that CI checks
 

@@ -15,6 +15,7 @@ from stillhouse.refreshing.page import format_refresh_page
 from stillhouse.refreshing.publishing import read_challenger_name
 from stillhouse.refreshing.session import get_session
 from stillhouse.registry import names
+from stillhouse.savings_page import refresh_savings_page
 from stillhouse.watching.publishing import draw_timeline, draw_watch_figures, format_watch_page, log_watch
 from stillhouse.watching.window import get_window
 from tasks.common import artifact_key, engine_task
@@ -27,7 +28,10 @@ __all__ = ["publish_champion", "publish_promotion", "publish_refresh", "publish_
 def publish_watch(
     verdict: Verdict, data: DataReport, report: DriftReport | None, mixture: TeacherWeights | None = None
 ) -> None:
-    """Publish verdict, data checks, evidence and drift of a watch as an artifact; metrics and figures go to MLflow."""
+    """Publish verdict, data checks, evidence and drift of a watch as an artifact; metrics and figures go to MLflow.
+
+    What an agent behind the front door saves goes to the run of its champion.
+    """
     watched = get_window(verdict.agent, data.window)
     figures = draw_watch_figures(watched, verdict, report, mixture)
     run_id = log_watch(watched, verdict, data, report, figures, mixture) if report else None
@@ -35,6 +39,7 @@ def publish_watch(
     if champion := link_artifact("champion", verdict.agent, "Who is champion, why, and how to go back"):
         page = insert_after_heading(page, champion)
     create_markdown_artifact(page, key=artifact_key("watch", verdict.agent), description=format_line(verdict))
+    refresh_savings_page(watched.settings)
 
 
 @engine_task("publish")

@@ -28,6 +28,13 @@ MODULES = sorted(
 ENTRY_POINTS = [
     "stillhouse",
     "stillhouse.actions:align_actions",
+    "stillhouse.agreement",
+    "stillhouse.agreement.audits:AuditDraw",
+    "stillhouse.agreement.describe:describe_promise",
+    "stillhouse.agreement.keeper:PromiseKeeper",
+    "stillhouse.agreement.new_answers:find_new_answers",
+    "stillhouse.agreement.novelty:NoveltyGuard",
+    "stillhouse.agreement.thresholds:rows_needed",
     "stillhouse.artifacts:require_own_tensors",
     "stillhouse.compress.export:export_onnx",
     "stillhouse.compress.foreign.layers:layers_from_export",

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import AwareDatetime, Field
 
 from stillhouse.config import AgentConfig
+from stillhouse.gateway.savings import DoorStatus, read_door_status
 from stillhouse.knowledge import KnowledgeBase, integrity
 from stillhouse.knowledge.spool import spool_folder, survey
 from stillhouse.promoting import describe_unrecorded_champion
@@ -70,6 +71,9 @@ class AgentStatus(Record):
     promise: PromiseStatus | None = Field(
         default=None, description="how far the promised agreement is held on this machine; None: none, or no decisions"
     )
+    door: DoorStatus | None = Field(
+        default=None, description="what the front door does with its task; None: it has adopted none"
+    )
     same_rows: SameRows | None = Field(description="models on the rows of the newest test window; None: no refresh yet")
     folder: str = Field(description="folder of the knowledge base")
     tables: dict[str, int] = Field(description="rows by table")
@@ -97,16 +101,18 @@ def read_status(settings: AgentConfig) -> AgentStatus:
     ]
     problems += [unrecorded] if unrecorded else []
     problems += [str(problem) for problem in integrity.find_problems(base.tables)]
+    champion, promise = _read_champion(base, registry, versions, last_watch), read_promise_status(settings)
     midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     return AgentStatus(
         agent=agent,
         description=settings.description,
         measure=settings.quality.name,
-        champion=_read_champion(base, registry, versions, last_watch),
+        champion=champion,
         challenger=next((f"{agent}@{entry.version}" for entry in versions if "challenger" in entry.aliases), None),
         last_watch=_describe_watch(last_watch) if last_watch else None,
         versions=versions,
-        promise=read_promise_status(settings),
+        promise=promise,
+        door=read_door_status(settings, has_champion=champion is not None, promise=promise),
         same_rows=registry.runs.newest_same_rows(),
         folder=str(base.root),
         tables=base.tables.count_rows(),

@@ -25,6 +25,7 @@ from stillhouse.commands.new_answers import new_answers
 from stillhouse.commands.output import console
 from stillhouse.commands.quarantine import quarantine
 from stillhouse.commands.replay import replay
+from stillhouse.commands.savings import savings
 from stillhouse.commands.serve import serve
 from stillhouse.commands.status import status
 from stillhouse.commands.tasks import tasks
@@ -60,6 +61,7 @@ app.command()(drift)
 app.command()(serve)
 app.command()(tasks)
 app.command()(adopt)
+app.command()(savings)
 app.command()(compress)
 app.add_typer(keys, name="keys")
 app.command()(sign)

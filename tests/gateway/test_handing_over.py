@@ -48,7 +48,7 @@ def record(texts: list[str], callers: list[str] | None = None, asked: str = "fir
             assert store.admit(task, question.constant, at, (10, 10))
             caller = callers[index] if callers else "c"
             answer = ("taxi" if "taxi" in text else "train", None, None, "m", "fp", f"a{at}", 9, 3)
-            local = (None, None, None, None)
+            local = (None,) * 5
             store.add(
                 [(f"r{at}", "", task.key, at, caller, question.observation, asked, *answer, *local, False, 1.0, 1.0)]
             )

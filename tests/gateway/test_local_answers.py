@@ -36,6 +36,7 @@ class ScriptedChampion:
     standing: Any = "answers"
     audit: float = 0.0
     has_champion: bool = True
+    allowed: bool = False
 
     def serves(self, key: str) -> bool:
         return True
@@ -48,7 +49,7 @@ class ScriptedChampion:
             return None
         actions = question.actions or (self.action,)
         probs = {action: 0.1 / max(1, len(actions) - 1) for action in actions} | {self.action: 0.9}
-        return LocalDecision(self.action, probs, "router@7", "o.t", self.standing, self.audit)
+        return LocalDecision(self.action, probs, "router@7", "o.t", self.standing, self.audit, self.allowed)
 
     def note(self, capture: Capture) -> None:
         self.noted.append(capture)

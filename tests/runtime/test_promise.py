@@ -101,6 +101,8 @@ def test_audited_rows_are_asked_about_and_deferred_ones_prove_nothing(promising:
             [row | {"observation_id": d.observation_id} for row, d in zip([ROW] * 60, decisions, strict=True)]
         )
         assert [d.decider for d in again] == [d.decider for d in decisions]  # drawn by the id, not by the content
+        asked_rows = agent.predict(agent.schema.read([next(rows) for _ in range(60)])).asked
+        assert asked_rows.rows and all(asked_rows.blind) and all(asked_rows.allowed), "it would have answered them"
 
 
 def test_another_champion_begins_anew_and_rows_of_the_old_one_are_left_out(promising: Installation) -> None:
@@ -166,4 +168,4 @@ def test_texts_unlike_the_learned_ones_go_to_the_teacher(promising: Installation
         (promising.folder / "promise.json").write_text(json.dumps(state))
         row = next(rows)
         pending = agent.predict(agent.schema.read([row, row | {"origin": "Wolkenkuckucksheim"}]))
-        assert pending.unsure_rows == [1] and pending.asked.blind == [False]
+        assert pending.unsure_rows == [1] and pending.asked.blind == [False] == pending.asked.allowed

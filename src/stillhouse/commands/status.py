@@ -9,12 +9,13 @@ import typer
 
 from stillhouse import config
 from stillhouse.commands.arguments import AgentName, AsJson
-from stillhouse.commands.output import console, format_number, print_json
+from stillhouse.commands.output import console, format_number, format_percent, print_json
 from stillhouse.shown import escape_line
 from stillhouse.terminal import Table
 
 if TYPE_CHECKING:
     from stillhouse.agent_status import AgentStatus
+    from stillhouse.gateway.savings import DoorStatus
     from stillhouse.records import Spending
 
 __all__ = ["show_spending", "status"]
@@ -42,6 +43,8 @@ def status(
     if read.promise is not None:
         promised = f"{100 * read.promise.promise.agreement:g} % agreement with the teacher"
         console.print(f"promise of {promised} ({read.promise.champion}): {escape_line(read.promise.why)}")
+    if read.door is not None:
+        _show_door(read.door)
     for problem in read.problems:
         console.print(f"problem: {escape_line(problem)}", soft_wrap=True)
     _show_versions(read, last)
@@ -75,6 +78,21 @@ def _show_champion(read: AgentStatus) -> None:
         console.print(f"last watch, {watch.as_of:%Y-%m-%d %H:%M}: {escape_line(watch.summary)}")
     if read.description:
         console.print(f"{agent}: {escape_line(read.description)}")
+
+
+_STANDINGS = {
+    "recording": "records, as there is no champion",
+    "shadow": "is in shadow: what the champion would say is compared, nothing is answered",
+    "answering": "lets the champion answer where it may",
+}
+
+
+def _show_door(door: DoorStatus) -> None:
+    """What the front door does with the agent's task, and how much of it was answered locally of late."""
+    lately = "no requests in the last 7 days"
+    if door.share is not None:
+        lately = f"{format_percent(door.share)} of {door.requests:,} requests answered locally in the last 7 days"
+    console.print(f"front door, task {door.task}: {_STANDINGS[door.standing]}; {lately}")
 
 
 def _show_versions(read: AgentStatus, last: int) -> None:

@@ -60,7 +60,9 @@ def _read_report() -> TaskReport:
 
 def _show(summaries: tuple[TaskSummary, ...]) -> None:
     has_money = any(summary.money is not None for summary in summaries)
-    numbers = ("requests", "local", "answers", "tokens", *(["money"] if has_money else []), "p50 (ms)")
+    compares = any(summary.compared for summary in summaries)
+    optional = (["money"] if has_money else []), (["agreed"] if compares else [])
+    numbers = ("requests", "local", *optional[1], "answers", "tokens", *optional[0], "p50 (ms)")
     table = Table("task", "model", *numbers)
     table.columns[0].no_wrap = True
     for column in table.columns[2:]:
@@ -73,6 +75,7 @@ def _show(summaries: tuple[TaskSummary, ...]) -> None:
             escape_line(task.model),
             f"{summary.requests:,}",
             f"{summary.answered_locally:,}",
+            *([f"{summary.agreed:,} of {summary.compared:,}"] if compares else []),
             f"{summary.answers:,}{actions}",
             f"{summary.input_tokens:,} + {summary.output_tokens:,}",
             *([format_number(summary.money)] if has_money else []),

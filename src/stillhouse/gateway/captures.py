@@ -66,6 +66,9 @@ class Exchange:
     """If they were read already."""
     asked: Asked = "first"
     decisions: tuple[LocalDecision, ...] = field(default=(), repr=False)
+    would_answer: bool | None = None
+    """Whether the champions answer the request, or would have if the upstream were not asked blindly; None: they were
+    not asked."""
 
     @property
     def bytes(self) -> int:
@@ -90,6 +93,10 @@ class Capture(Record):
     local_confidence: float | None = None
     local_version: str | None = None
     decision_id: str | None = None
+    would_answer: bool | None = Field(
+        default=None,
+        description="whether the champion answers, or would have without the audit or shadow; null: it was not asked",
+    )
     known_at: AwareDatetime = Field(description="when the answer had arrived")
 
     @property
@@ -397,6 +404,7 @@ def _row(
         None if decision is None else json.dumps(dict(decision.probs), ensure_ascii=False),
         None if decision is None else decision.version,
         None if decision is None else decision.decision_id,
+        None if decision is None else exchange.would_answer,
         exchange.streamed,
         exchange.first_byte_ms,
         exchange.ms,
@@ -422,6 +430,7 @@ def _capture(
         local_confidence=None if decision is None else decision.confidence,
         local_version=None if decision is None else decision.version,
         decision_id=None if decision is None else decision.decision_id,
+        would_answer=None if decision is None else exchange.would_answer,
         known_at=at + timedelta(milliseconds=exchange.ms or 0.0),
     )
 

@@ -8,7 +8,7 @@ from threading import Lock
 from typing import NamedTuple
 
 from stillhouse.gateway.captures import Capture
-from stillhouse.gateway.deciding import LocalDecision
+from stillhouse.gateway.deciding import LocalDecision, Standing
 from stillhouse.gateway.questions import ClosedQuestion
 from stillhouse.gateway.tasks import Task
 from stillhouse.runtime.agent import Agent, PendingDecisions
@@ -57,10 +57,11 @@ class Champions:
             row = door.read_row(question.observation, list(agent.config.observations.columns))
         except ValueError:
             return None
-        pending = agent.predict(agent.schema.read(row))
+        pending = agent.predict(agent.schema.read(row), ask_all=door.shadow)
         (decision_id,) = agent.decision_ids(pending.batch)
         probs = dict(zip(pending.champion.actions, pending.probs[0].tolist(), strict=True))
         asked = pending.asked
+        standing: Standing
         if door.shadow or agent.answers_nothing:
             standing = "shadow"
         elif not asked.rows:
@@ -76,6 +77,7 @@ class Champions:
             decision_id=decision_id,
             standing=standing,
             audit=0.0,  # the promise has its own draw
+            allowed=not asked.rows or asked.allowed[0],
         )
 
     def note(self, capture: Capture) -> None:

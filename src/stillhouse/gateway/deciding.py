@@ -13,12 +13,13 @@ from stillhouse.gateway.tasks import Task
 if TYPE_CHECKING:
     from stillhouse.gateway.captures import Capture
 
-__all__ = ["Asked", "AuditDraw", "Decider", "LocalDecision"]
+__all__ = ["BLIND", "Asked", "AuditDraw", "Decider", "LocalDecision", "Standing"]
 
 Asked = Literal["first", "shadow", "audit", "unsure", "credential", "not_local", "local"]
 """Why the upstream was asked: there is no champion; it is not allowed to answer yet; a random blind audit; it is
 unsure; the caller's credential was not accepted lately; the answer cannot be said locally. ``local``: it was not."""
 
+Standing = Literal["answers", "audit", "unsure", "shadow"]
 BLIND: frozenset[Asked] = frozenset({"first", "shadow", "audit"})
 """The upstream was asked without regard to what the champion says."""
 
@@ -32,11 +33,18 @@ class LocalDecision:
     version: str
     """Such as ``router@7``."""
     decision_id: str
-    standing: Literal["answers", "audit", "unsure", "shadow"]
+    standing: Standing
     """``answers``: it may answer in the upstream's place. ``audit``: the question was drawn for the audit. ``unsure``:
     it may not answer this question. ``shadow``: it may not answer any question at present."""
     audit: float = 0.05
     """Share of the questions that it may answer for which the upstream is asked blindly all the same."""
+    allowed: bool = False
+    """Of a question of the audit or in shadow: whether it might have answered it otherwise."""
+
+    @property
+    def may_answer(self) -> bool:
+        """Whether it may answer this question, or might have if the upstream were not asked blindly."""
+        return self.standing == "answers" or (self.standing in ("audit", "shadow") and self.allowed)
 
     @property
     def confidence(self) -> float:

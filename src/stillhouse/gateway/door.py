@@ -224,7 +224,9 @@ class Door:
                 return None
             decisions.append(decision)
         exchange.decisions = tuple(decisions)
-        exchange.asked = self._why_upstream(exchange, read, decisions, keys)
+        can_say = self._can_say(read, decisions, keys)
+        exchange.would_answer = can_say and all(decision.may_answer for decision in decisions)
+        exchange.asked = self._why_upstream(exchange, decisions, can_say)
         if exchange.asked == "local":
             return await self._answer(exchange, read, decisions, keys, send)
         if self.settings.abstain and exchange.asked in ("unsure", "not_local"):
@@ -235,13 +237,16 @@ class Door:
             return Handled(protocol.name, "abstained", 422)
         return None
 
-    def _why_upstream(
-        self,
-        exchange: Exchange,
-        questions: Sequence[ClosedQuestion],
-        decisions: Sequence[LocalDecision],
-        keys: Sequence[str],
-    ) -> Asked:
+    def _can_say(
+        self, questions: Sequence[ClosedQuestion], decisions: Sequence[LocalDecision], keys: Sequence[str]
+    ) -> bool:
+        """Whether the champions' answers can be given in the upstream's place."""
+        pairs = zip(questions, decisions, strict=True)
+        if any(question.upstream_only or not question.allows(decision.action) for question, decision in pairs):
+            return False
+        return self.records.referred.isdisjoint(keys)
+
+    def _why_upstream(self, exchange: Exchange, decisions: Sequence[LocalDecision], can_say: bool) -> Asked:
         """Why the upstream has to be asked; ``local``: it has not."""
         standings = {decision.standing for decision in decisions}
         if "shadow" in standings:
@@ -252,10 +257,7 @@ class Door:
             return "audit"
         if "unsure" in standings:
             return "unsure"
-        pairs = zip(questions, decisions, strict=True)
-        if any(question.upstream_only or not question.allows(decision.action) for question, decision in pairs):
-            return "not_local"
-        return "not_local" if not self.records.referred.isdisjoint(keys) else "local"
+        return "local" if can_say else "not_local"
 
     async def _answer(
         self,

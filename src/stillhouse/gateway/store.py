@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from stillhouse.errors import StoreError
 from stillhouse.gateway.deciding import BLIND, Asked
@@ -20,7 +21,7 @@ from stillhouse.gateway.questions import Answer
 from stillhouse.gateway.settings import Price, gateway_folder
 from stillhouse.gateway.tasks import Task, TaskSummary
 
-__all__ = ["CaptureRow", "GatewayStore", "store_path"]
+__all__ = ["CaptureOutline", "CaptureRow", "GatewayStore", "store_path"]
 
 _LOCK_SECONDS = 30.0
 _SCHEMA = """
@@ -39,6 +40,7 @@ create table if not exists captures(
     action text, probabilities text, reason text,              -- of the upstream's answer
     model text, fingerprint text, answer_id text, input_tokens integer, output_tokens integer,
     local_action text, local_probabilities text, local_version text, decision_id text,
+    would_answer integer,           -- whether the champion answers, or would have without the audit or shadow
     streamed integer not null, first_byte_ms real, ms real
 );
 create index if not exists captures_by_task on captures(task, at);
@@ -52,6 +54,8 @@ create table if not exists kept(               -- answers that an agent learns f
     agent text not null, caller text not null, answers integer not null, primary key (agent, caller)
 );
 """
+
+_COMPARED = "(asked in ('shadow', 'audit') and action is not null and local_action is not null)"
 
 
 def store_path() -> Path:
@@ -82,10 +86,28 @@ class CaptureRow:
         "local_probabilities",
         "local_version",
         "decision_id",
+        "would_answer",
         "streamed",
         "first_byte_ms",
         "ms",
     )
+
+
+class CaptureOutline(NamedTuple):
+    """Of a capture, what its savings are reckoned from: nothing that a caller wrote."""
+
+    request_id: str
+    at: int
+    """Microseconds since 1970 (UTC)."""
+    asked: Asked
+    action: str | None
+    """What the upstream answered; None: it was not asked, or its answer is none of the actions."""
+    local_action: str | None
+    local_version: str | None
+    would_answer: bool | None
+    input_tokens: int | None
+    output_tokens: int | None
+    ms: float | None
 
 
 _INSERT = f"insert into captures({', '.join(CaptureRow.COLUMNS)}) values ({', '.join('?' * len(CaptureRow.COLUMNS))})"
@@ -280,6 +302,31 @@ class GatewayStore:
             for row in self._connection.execute(query, (key, after)):
                 yield dict(zip(names, row, strict=True))
 
+    def outlines(self, key: str) -> Iterator[CaptureOutline]:
+        """The captures of a task without texts, oldest first."""
+        query = f"select {', '.join(CaptureOutline._fields)} from captures where task = ? order by id"
+        with self._wrapped():
+            for row in self._connection.execute(query, (key,)):
+                outline = CaptureOutline(*row)
+                would = outline.would_answer
+                yield outline._replace(would_answer=None if would is None else bool(would))
+
+    def model_of(self, key: str) -> str | None:
+        """The model that a task's requests name; None if there is no such task."""
+        with self._wrapped():
+            row = self._connection.execute("select model from tasks where key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def count_local(self, key: str, since: int) -> tuple[int, int]:
+        """Of a task: requests since a moment, and those that were answered locally.
+
+        :param since: microseconds since 1970 (UTC).
+        """
+        query = "select count(*), coalesce(sum(asked = 'local'), 0) from captures where task = ? and at >= ?"
+        with self._wrapped():
+            requests, local = self._connection.execute(query, (key, since)).fetchone()
+        return int(requests), int(local)
+
     def tasks(self, prices: Mapping[str, Price] | None = None) -> list[TaskSummary]:
         """All tasks, the most frequent first."""
         query = "select key, tenant, name, protocol, model, actions, first_at, last_at, closed, referred from tasks"
@@ -291,11 +338,12 @@ class GatewayStore:
         key, tenant, name, protocol, model, actions, first_at, last_at, closed, referred = row
         totals = self._connection.execute(
             "select count(*), coalesce(sum(asked = 'local'), 0), count(action), count(distinct action), "
-            "count(distinct caller), coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0) "
+            "count(distinct caller), coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0), "
+            f"coalesce(sum({_COMPARED}), 0), coalesce(sum({_COMPARED} and action = local_action), 0) "
             "from captures where task = ?",
             (key,),
         ).fetchone()
-        requests, local, usable, answers, callers, sent, received = map(int, totals)
+        requests, local, usable, answers, callers, sent, received, compared, agreed = map(int, totals)
         timed = requests - local
         median = self._connection.execute(
             "select ms from captures where task = ? and asked != 'local' order by ms limit 1 offset ?",
@@ -319,6 +367,8 @@ class GatewayStore:
                 "last_at": _moment(last_at),
                 "requests": requests,
                 "answered_locally": local,
+                "compared": compared,
+                "agreed": agreed,
                 "usable": usable,
                 "answers": answers,
                 "callers": callers,

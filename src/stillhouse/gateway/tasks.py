@@ -79,6 +79,8 @@ class TaskSummary(Record):
     last_at: AwareDatetime
     requests: int = Field(ge=0, description="recorded, whoever answered")
     answered_locally: int = Field(ge=0)
+    compared: int = Field(ge=0, description="upstream's answers that it was asked for blindly beside a champion")
+    agreed: int = Field(ge=0, description="of these, what the champion said or would have said")
     usable: int = Field(ge=0, description="upstream's answers that are one of the actions")
     answers: int = Field(ge=0, description="different actions in these answers")
     callers: int = Field(ge=0)

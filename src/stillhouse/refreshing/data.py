@@ -183,9 +183,11 @@ class TrainingRows:
         """
         cascade = self.base.config.runtime.cascade
         if cascade is None or cascade.promise is None:
-            return ~self.is_validation
+            unaudited: Mask = ~self.is_validation
+            return unaudited
         drawn = load_audit_draw().mask(self.frame["observation_id"].tolist(), cascade.audit)
-        return ~self.is_validation & ~np.array(drawn, dtype=bool)
+        mask: Mask = ~self.is_validation & ~np.array(drawn, dtype=bool)
+        return mask
 
     @cached_property
     def labelled(self) -> pd.DataFrame:

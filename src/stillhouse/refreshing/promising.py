@@ -83,7 +83,8 @@ def _find_blind_rows(session: Session, teacher: TeacherRef, rows: pd.DataFrame, 
     if examined.any() and answered[examined].mean() >= _MIN_ANSWERED:
         blind: Mask = examined & answered
         return blind
-    return answered & np.array(load_audit_draw().mask(rows["observation_id"].tolist(), share), dtype=bool)
+    audited: Mask = answered & np.array(load_audit_draw().mask(rows["observation_id"].tolist(), share), dtype=bool)
+    return audited
 
 
 def _make_guard(session: Session, test: pd.DataFrame) -> NoveltyGuard | None:

@@ -20,6 +20,7 @@ from stillhouse import config
 from stillhouse.champion import Champion, load_champion, load_version, open_registry
 from stillhouse.config import AgentConfig, FittedDistillation
 from stillhouse.errors import ConfigError
+from stillhouse.gateway.handing_over import hand_over
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Record, Refresh, RefreshModeName, TeacherRef, TeacherWeights, Window, short_id
 from stillhouse.refreshing.data import RefreshData, TrainingRows
@@ -67,6 +68,8 @@ def request_refresh(
 ) -> RefreshRequest:
     """Make the request of a refresh, with its window pinned to the present table versions.
 
+    What the front door has recorded by now comes to the knowledge base first.
+
     :param as_of: time of the refresh; None: now, by the clock that the agent file names.
     :raises ConfigError: if trigger, teacher or mode is unknown, or the cause is too long.
     """
@@ -80,6 +83,8 @@ def request_refresh(
             raise ConfigError(f"{name}: {value!r} is none of {', '.join(get_args(allowed))}")
     if len(cause) > _MAX_CAUSE_CHARS:
         raise ConfigError(f"cause: has {len(cause)} characters, and may have {_MAX_CAUSE_CHARS}")
+    if settings.front_door is not None:
+        hand_over(settings)
     base = KnowledgeBase(settings)
     now = base.resolve_time(as_of)
     end = now - settings.label_delay

@@ -23,6 +23,7 @@ __all__ = [
     "QUESTIONS",
     "RECALIBRATION",
     "SAME_ROWS",
+    "SAVINGS",
     "TIMELINE_FIGURE",
     "TRADEOFF_FIGURE",
     "TRAINING_HISTORY",
@@ -59,6 +60,9 @@ SAME_ROWS: Final = "same_rows.json"  # challenger and champions on the same test
 WHY: Final = "why.md"  # why the version is champion, or not; also in the run of a version
 DIFF: Final = "diff.md"  # settings and figures against the champion; also in the run of a version
 VERDICT: Final = "verdict.json"  # decides the refresh
+
+# Artifact of a version's run.
+SAVINGS: Final = "savings.md"  # what the front door's agent saves, as of the newest watch
 
 # Artifact of a refresh run and of a watch run.
 TIMELINE_FIGURE: Final = "figures/timeline.png"  # the agent's life until then

@@ -214,9 +214,10 @@ class Agent:
         """The champion that decides now; None if there is none yet."""
         return self._champion
 
-    def predict(self, batch: Batch) -> PendingDecisions:
+    def predict(self, batch: Batch, *, ask_all: bool = False) -> PendingDecisions:
         """The champion's predictions; takes microseconds, without input or output.
 
+        :param ask_all: the teacher is to be asked about every row, whatever the champion says.
         :raises NoChampionError: if there is none.
         """
         champion = self._champion
@@ -230,7 +231,7 @@ class Agent:
             batch,
             champion,
             probs,
-            self._rows_to_ask(champion, batch, probs),
+            self._rows_to_ask(champion, batch, probs, ask_all),
             ["student"] * n,
             [champion.version] * n,
             warnings=self.schema.contract_checker.check(batch.values),
@@ -319,11 +320,15 @@ class Agent:
         ]
         return event, decisions
 
-    def _rows_to_ask(self, champion: LoadedChampion, batch: Batch, probs: np.ndarray[Any, Any]) -> AskedRows:
+    def _rows_to_ask(
+        self, champion: LoadedChampion, batch: Batch, probs: np.ndarray[Any, Any], ask_all: bool
+    ) -> AskedRows:
         if self._promise is not None:
-            return self._promise.select(champion.version, batch, probs)
+            return self._promise.select(champion.version, batch, probs, ask_all=ask_all)
         cascade = self.config.runtime.cascade
-        return AskedRows.below(probs, 0.0 if cascade is None or cascade.below is None else cascade.below)
+        if cascade is None or cascade.below is None:
+            return AskedRows([], [], [], [], [])
+        return AskedRows.below(probs, cascade.below)
 
     def _observe(
         self,
@@ -361,15 +366,20 @@ class Agent:
     def compare(self, pending: PendingDecisions, actions: Sequence[str | None]) -> None:
         """Tell the promise what somebody else's question to the teacher has brought.
 
-        :param actions: the teacher's answer to each of ``pending.asked.rows``; None: none that is an action.
+        :param actions: the teacher's answer to each of ``pending.asked.rows``; None: not known. An answer that is no
+            action of the champion is one on which it does not agree.
         """
-        known = pending.champion.actions
-        probs = np.full((len(actions), len(known)), np.nan)
-        for index, action in enumerate(actions):
-            if action in known:
-                probs[index] = [float(name == action) for name in known]
-        students = pending.probs[pending.unsure_rows].argmax(axis=1)
-        self._observe(pending, students, range(len(actions)), probs)
+        if self._promise is None:
+            return
+        asked, known = pending.asked, pending.champion.actions
+        students = [known[index] for index in pending.probs[asked.rows].argmax(axis=1).tolist()]
+        columns = zip(asked.confidences, asked.novelties, asked.blind, students, actions, strict=True)
+        answered = [
+            AnsweredRow(confidence, novelty, blind, student == action)
+            for confidence, novelty, blind, student, action in columns
+            if action is not None
+        ]
+        self._promise.observe(pending.champion.version, answered)
 
     # ----------------------------------------------------------------- observations and outcomes
 

@@ -69,13 +69,16 @@ class AskedRows:
     novelties: list[float]
     blind: list[bool]
     """Whether the teacher is asked without regard to the student's answer."""
+    allowed: list[bool]
+    """Whether the student may answer it: true only for a blind row, which without the audit it would have answered."""
 
     @classmethod
     def below(cls, probs: Array, threshold: float) -> AskedRows:
         """The rows below a fixed threshold, of probabilities ``[n, K]``."""
         confidences = probs.max(axis=1)
         rows = np.flatnonzero(confidences < threshold).tolist()
-        return cls(rows, confidences[rows].tolist(), [0.0] * len(rows), [False] * len(rows))
+        nothing = [False] * len(rows)
+        return cls(rows, confidences[rows].tolist(), [0.0] * len(rows), nothing, nothing)
 
 
 class AnsweredRow(NamedTuple):
@@ -132,22 +135,25 @@ class SharedPromise:
 
     # ----------------------------------------------------------------- deciding
 
-    def select(self, champion: str, batch: Batch, probs: Array) -> AskedRows:
+    def select(self, champion: str, batch: Batch, probs: Array, *, ask_all: bool = False) -> AskedRows:
         """The rows that the teacher is to be asked about: drawn for the audit, unsure, or too novel.
 
         :param champion: the version whose probabilities ``[n, K]`` these are.
+        :param ask_all: all rows, and so all of them blindly.
         """
         keeper = self._current(champion)
-        asked = AskedRows([], [], [], [])
-        share = 1.0 if keeper is None else keeper.audit_share(self._share)
+        asked = AskedRows([], [], [], [], [])
+        share = 1.0 if keeper is None or ask_all else keeper.audit_share(self._share)
         for row, confidence in enumerate(np.clip(probs.max(axis=1), 0.0, 1.0).tolist()):
             blind = share >= 1 or self._draw.is_drawn(batch.observation_ids[row], share)
             novelty = 0.0 if self._guard is None else self._guard.score(self._text(batch, row))
-            if blind or keeper is None or not keeper.may_answer(confidence, novelty):
+            allowed = keeper is not None and keeper.may_answer(confidence, novelty)
+            if blind or not allowed:
                 asked.rows.append(row)
                 asked.confidences.append(confidence)
                 asked.novelties.append(novelty)
                 asked.blind.append(blind)
+                asked.allowed.append(allowed)
         return asked
 
     def asks_all(self, champion: str) -> bool:

@@ -8,6 +8,7 @@ from stillhouse import data_contract
 from stillhouse.promoting import record_unrecorded_champion
 from stillhouse.records import Verdict
 from stillhouse.refreshing.run import ContractCheck
+from stillhouse.savings_page import refresh_savings_page
 from stillhouse.watching.deciding import decide_response, measure_drift
 from stillhouse.watching.evidence import follow_weights, gather_evidence
 from stillhouse.watching.payoff import reckon
@@ -54,4 +55,5 @@ def watch(agent: str, as_of: datetime | None = None, *, contract: ContractCheck 
     carry_out(watched, verdict)
     if report is not None:
         log_watch(watched, verdict, data, report, draw_watch_figures(watched, verdict, report, mixture), mixture)
+    refresh_savings_page(watched.settings)
     return verdict

@@ -18,6 +18,7 @@ from stillhouse.drift import texts
 from stillhouse.drift.calibrate import column_limits
 from stillhouse.drift.measure import profile_window
 from stillhouse.drift.profile import Profile
+from stillhouse.gateway.handing_over import hand_over
 from stillhouse.knowledge import KnowledgeBase, windows
 from stillhouse.records import DataReport, Window
 from stillhouse.registry import PoolVersion, Registry
@@ -150,11 +151,15 @@ class WatchedWindow:
 def open_window(agent: str, as_of: datetime | None) -> tuple[datetime, Window]:
     """The time of the watch, and the current window by the agent file, pinned to the present table versions.
 
+    What the front door has recorded by now comes to the knowledge base first.
+
     :param as_of: time of the watch; None: now, by the clock that the agent file names.
     :raises WindowError: see :func:`stillhouse.knowledge.windows.current_window`; also if the clock is the newest
         observation and there is none.
     """
     settings = config.load(agent)
+    if settings.front_door is not None:
+        hand_over(settings)
     base = KnowledgeBase(settings)
     now = base.resolve_time(as_of)
     champion = load_champion(agent, settings)
