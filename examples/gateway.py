@@ -3,8 +3,8 @@
 ``make demo-gateway`` plays it in real processes on loopback: a model's server, ``stillhouse serve --upstream`` before
 it, an unmodified `openai` client, ``stillhouse tasks``, ``stillhouse adopt`` and refreshes.
 
-**The "LLM" is scripted**: MiniLM with a linear head behind the OpenAI protocol. Its head is fitted on CLINC150's split
-`val`; what it says to the sentences of `train` is reckoned in one batch before the story begins. **Time is
+**The "LLM" is scripted**: MiniLM with a linear head behind the OpenAI protocol. See
+:mod:`examples.scripted_model`; what it says is reckoned in one batch before the story begins. **Time is
 compressed**: a week is some hundred requests in some seconds, so windows are in seconds in the adopted agent file, too.
 The actions of all domains are in the schema of the first request; the last domain's sentences begin later.
 """

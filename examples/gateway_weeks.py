@@ -54,5 +54,5 @@ def draw(weeks: Sequence[Week], agreement: float, arrives: int, file: Path) -> N
     axes.axvline(arrives - 0.5, color=VERMILLION, lw=1, ls="-.", label=f"{LATE} arrives")
     axes.set(xlabel="week (compressed: some seconds)", ylabel="share", ylim=(0, 1.1), xticks=numbers)
     axes.grid(color=FAINT)
-    axes.legend(loc="lower right")
+    axes.legend(loc="center left")
     figure.savefig(file, dpi=130)
