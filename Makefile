@@ -7,11 +7,7 @@ export STILLHOUSE_HOME ?= $(CURDIR)/.stillhouse
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-<<<<<<< HEAD
-.PHONY: help install demo demo-router test lint format types imports tests test-slow test-endpoint test-api test-clients bench ui prefect docs screenshots clean
-=======
-.PHONY: help install demo demo-router demo-gateway test lint format types imports tests test-slow test-endpoint test-api bench ui prefect docs screenshots clean
->>>>>>> l-adopt
+.PHONY: help install demo demo-router demo-gateway test lint format types imports tests test-slow test-endpoint test-api test-clients bench ui prefect docs screenshots clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
