@@ -81,7 +81,8 @@ def check(
     if docs is not None and (pages == "always" or (pages == "on_failure" and (report.broken or report.quarantined))):
         from data_checks.docs import write
 
-        report = report.model_copy(update={"docs": str(write(docs, config.agent, report, run.detailed_results()))})
+        page = write(docs, config.agent, report, run.detailed_results(), shows_values=config.shows_examples)
+        report = report.model_copy(update={"docs": str(page)})
     return report, quarantined_rows(rows, reasons)
 
 

@@ -30,19 +30,26 @@ MAX_PAGES = 60
 """Maximum number of pages in a folder; older pages are deleted."""
 
 WINDOW_SECTION = "The window"
+_NOT_NULL = "expect_column_values_to_not_be_null"
 
 
 def page_html(
-    agent: str, report: DataReport, results: Sequence[ExpectationValidationResult], home: str | None = None
+    agent: str,
+    report: DataReport,
+    results: Sequence[ExpectationValidationResult],
+    home: str | None = None,
+    *,
+    shows_values: bool = True,
 ) -> str:
     """Return one self-contained HTML document of about 100 kB.
 
     :param results: results of Great Expectations for all parts of the suite.
     :param home: link to the parent page.
+    :param shows_values: whether values that break the contract are shown.
     """
     from great_expectations.render.renderer.column_section_renderer import ValidationResultsColumnSectionRenderer
 
-    results = [_without_row_details(result) for result in results]
+    results = [_without_row_details(result, shows_values) for result in results]
     sections, renderer = _sections(results), cast(Any, ValidationResultsColumnSectionRenderer())
     return str(
         _view()
@@ -61,7 +68,14 @@ def page_html(
     )
 
 
-def write(folder: Path, agent: str, report: DataReport, results: Sequence[ExpectationValidationResult]) -> Path:
+def write(
+    folder: Path,
+    agent: str,
+    report: DataReport,
+    results: Sequence[ExpectationValidationResult],
+    *,
+    shows_values: bool = True,
+) -> Path:
     """Write the page of one check into ``folder``, and rewrite the folder's ``index.html``.
 
     A second check of the same window replaces its page. The newest :data:`MAX_PAGES` pages are kept.
@@ -70,7 +84,7 @@ def write(folder: Path, agent: str, report: DataReport, results: Sequence[Expect
     """
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / f"{report.window.end:%Y%m%dT%H%M%S}-{report.window.start:%Y%m%dT%H%M%S}.html"
-    _replace(page, page_html(agent, report, results, home="index.html"))
+    _replace(page, page_html(agent, report, results, home="index.html", shows_values=shows_values))
     pages = sorted(folder.glob("*T*-*T*.html"), reverse=True)
     for old in pages[MAX_PAGES:]:
         old.unlink(missing_ok=True)
@@ -102,12 +116,16 @@ def _view() -> DefaultJinjaPageView:
     return View(custom_views_directory=str(Path(__file__).parent / "pages"))
 
 
-def _without_row_details(result: ExpectationValidationResult) -> ExpectationValidationResult:
-    """Return a copy without the positions of bad rows, whose ids the quarantine has, and without missing values."""
+def _without_row_details(result: ExpectationValidationResult, shows_values: bool) -> ExpectationValidationResult:
+    """Return a copy without the positions of bad rows, whose ids the quarantine has, and without missing values.
+
+    :param shows_values: False: without any value of a row.
+    """
     copied = copy.copy(result)
     omitted: tuple[str, ...] = ("unexpected_index",)
-    if result.expectation_config and result.expectation_config.type == "expect_column_values_to_not_be_null":
-        omitted = ("unexpected_index", "partial_unexpected")
+    is_about_missing = result.expectation_config and result.expectation_config.type == _NOT_NULL
+    if is_about_missing or not shows_values:
+        omitted = ("unexpected_index", "unexpected_list", "partial_unexpected")
     copied.result = {key: value for key, value in result.result.items() if not key.startswith(omitted)}
     return copied
 

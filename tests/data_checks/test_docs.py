@@ -11,6 +11,7 @@ import pytest
 
 from data_checks import docs
 from data_checks.check import check
+from stillhouse.config import FrontDoor
 from stillhouse.drift import scan
 from stillhouse.records import DataReport
 
@@ -51,6 +52,14 @@ def test_page_is_self_contained(rows, window, config, folder):
     assert "Values must be finite." in page.text and "1.79" not in page.text
     anchors = set(re.findall(r'href="#(section-\d+)"', text))
     assert anchors == set(re.findall(r'id="(section-\d+)"', text)) and len(anchors) == 7
+
+
+def test_values_are_left_out_where_they_may_not_be_shown(rows, window, config, folder):
+    rows.loc[3, "temp"] = 98.7654
+    door = FrontDoor(task="0123456789abcdef", shadow=True)
+    for settings, is_shown in ((config, True), (config.model_copy(update={"front_door": door}), False)):
+        report, _ = check(rows, window, settings, docs=folder)
+        assert ("98.7654" in Path(report.docs).read_text(encoding="utf-8")) == is_shown
 
 
 def test_no_page_without_a_folder(rows, window, config):

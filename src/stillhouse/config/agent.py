@@ -115,6 +115,11 @@ class AgentConfig(Section):
         return words_for(self.labels_are)
 
     @property
+    def shows_examples(self) -> bool:
+        """Whether observed texts may stand as examples on pages: not those of the front door, unless it says so."""
+        return self.front_door is None or self.front_door.examples
+
+    @property
     def label_delay(self) -> timedelta:
         """Time until a label is known: ``outcomes.delay``; an answer of the teacher is known at once."""
         return timedelta(0) if self.outcomes is None else self.outcomes.delay

@@ -32,6 +32,10 @@ class FrontDoor(Section):
     shadow: bool = Field(
         default=False, description="true: the champion answers nothing; what it would have said is compared only"
     )
+    examples: bool = Field(
+        default=False,
+        description="true: messages may stand as examples in MLflow's models and in Great Expectations' pages",
+    )
     caller_share: float = Field(
         default=0.2,
         gt=0,

@@ -313,7 +313,7 @@ def _register(
 ) -> None:
     """Log student and variant below the run of the refresh, and register both; the variant's version comes last."""
     job, registry, settings = session.job, session.registry, session.settings
-    rows = session.data.read_labelled(job.test).head(4)
+    rows = session.example_rows(session.data.read_labelled(job.test))
     tags: dict[str, object] = {"role": "final_fit", "proved": False, "shaped_until": fit.shaped_until.isoformat()}
     lineage = Lineage(
         teacher=inputs.teacher_model,

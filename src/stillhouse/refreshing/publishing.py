@@ -181,7 +181,10 @@ def _log_student(
     job, registry, settings = session.job, session.registry, session.settings
     if not get_mode(job).trains:
         return registry.version(f"{job.agent}-student", "champion")
-    module, example = students.load(Path(student.folder), settings), encode(test.head(4), read_columns(student))
+    module, example = (
+        students.load(Path(student.folder), settings),
+        encode(session.example_rows(test), read_columns(student)),
+    )
     params, history = dict(session.distillation) | {"mode": job.mode}, read_history(student)
     logged = registry.models.log_student(
         job.run_id,
@@ -234,6 +237,6 @@ def _log_candidates(
         metrics = candidate_metrics(candidate)
         tags = {"chosen": is_chosen}
         variants.append(NewVariant(Path(candidate.folder), card, params, metrics, shown, points, tags))
-    refs = registry.publish_variants(job.run_id, variants, lineage, test.head(4))
+    refs = registry.publish_variants(job.run_id, variants, lineage, session.example_rows(test))
     log_frontier(registry.runs, job.run_id, frontier)
     return refs[frontier.chosen]

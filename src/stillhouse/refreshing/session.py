@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
+import pandas as pd
 from pydantic import AwareDatetime, Field
 
 from stillhouse import config
@@ -46,6 +47,7 @@ Trigger = Literal["bootstrap", "drift", "manual"]
 TeacherChoice = Literal["fit", "keep"]
 
 _MAX_OPEN_SESSIONS = 2
+_EXAMPLE_ROWS, _NO_TEXT = 4, "a message"
 _MAX_CAUSE_CHARS = 500
 
 
@@ -122,6 +124,13 @@ class Session:
         self.data = RefreshData(self.base, window, as_of, test_start)
         self._job: Refresh | None = None
         self._teachers: dict[str, Ensemble] = {}
+
+    def example_rows(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The first rows as examples of a model's input; without their texts where those may not be shown."""
+        example = rows.head(_EXAMPLE_ROWS)
+        if self.settings.shows_examples:
+            return example
+        return example.assign(**dict.fromkeys(self.settings.observations.texts, _NO_TEXT))
 
     @property
     def job(self) -> Refresh:
