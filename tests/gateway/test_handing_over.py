@@ -125,5 +125,17 @@ def test_a_callers_requests_are_forgotten(agents: Path) -> None:
     assert not any(CANARY.encode() in path.read_bytes() for path in folder.iterdir() if path.is_file())
 
 
+def test_the_records_of_each_task_are_handed_over_from_the_first(agents: Path) -> None:
+    """An agent that takes over another task, or its name, gets that task's records too."""
+    store = GatewayStore(store_path())
+    task = record(["a taxi"] * 3)
+    assert store.next_chunk("rides", task.key, 10) is not None
+    store.finish_chunk("rides", "another task", (1, 3), {})
+    assert store.next_chunk("rides", task.key, 10) == (1, 3)
+    store.finish_chunk("rides", task.key, (1, 3), {})
+    assert store.next_chunk("rides", task.key, 10) is None
+    store.close()
+
+
 def _fail(*_args: object, **_kwargs: object) -> None:
     raise StoreError("killed here")
