@@ -16,7 +16,9 @@ import pytest
 from typer.testing import CliRunner
 
 from stillhouse.cli import app
+from stillhouse.gateway import captures as captures_module
 from stillhouse.gateway import store as store_module
+from stillhouse.gateway.protocols import PROTOCOLS
 from stillhouse.gateway.settings import GatewaySettings
 from stillhouse.gateway.store import GatewayStore, store_path
 from tests.gateway.conftest import Running, open_door
@@ -400,3 +402,24 @@ def test_labels_are_not_counted_again_at_every_record(running: Running, monkeypa
     del body["response_format"]
     send(running, *[body] * 15)
     assert len(running.rows()) == 14 and len(counted) == 1
+
+
+def test_records_that_are_lost_at_the_end_are_reported(
+    behind: Upstream, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (home / "gateway" / "captures.sqlite").mkdir(parents=True)
+    monkeypatch.setattr(captures_module, "_BATCH", 1)
+    monkeypatch.setattr(captures_module, "_GATHER_SECONDS", 0.0)
+    with open_door(behind) as running:
+        log = running.door.records
+        time.sleep(0.2)
+        with log._lock:  # the thread cannot take any before all are there
+            body = json.dumps(chat()).encode()
+            for number in range(5):
+                caller = running.door._access.read([], b"")
+                exchange = captures_module.Exchange(PROTOCOLS[CHAT], str(number), 1, caller, body)
+                log._queue.append(exchange)
+                log._size += exchange.bytes
+        assert log.close(5)
+    lost = [record.message for record in caplog.records if "are lost" in record.message]
+    assert len(lost) == 1

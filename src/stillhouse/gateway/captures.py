@@ -171,12 +171,11 @@ class CaptureLog:
         """Note that a request refers to an earlier answer."""
         if len(answer_id) > _MAX_ID_CHARACTERS:
             return
-        if (key := task_of_local_id(answer_id)) is not None:
-            if self._decider is None or not self._decider.serves(key):  # anybody may write an id of this form
-                return
-            if key not in self.referred:
-                with self._lock:
-                    self.referred |= {key}
+        key, decider = task_of_local_id(answer_id), self._decider
+        # anybody may write an id of this form
+        if key is not None and key not in self.referred and decider is not None and decider.serves(key):
+            with self._lock:
+                self.referred |= {key}
         if len(self._references) < self._settings.max_waiting:
             self._references.append(answer_id)
 

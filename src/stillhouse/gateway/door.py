@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import httpcore
 
-from stillhouse.gateway import CLOSE_KEY
+from stillhouse.gateway import CLOSE_KEY, RELAY_KEY
 from stillhouse.gateway.access import TASK_HEADER, Access, Caller
 from stillhouse.gateway.captures import CaptureLog, Exchange, decode_request, read_questions
 from stillhouse.gateway.deciding import Asked, AuditDraw, Decider, LocalDecision
@@ -319,6 +319,8 @@ class Door:
             sent_body.set()
         else:
             content = _signal_end(body.rest, sent_body)
+            if (note_relay := scope.get(RELAY_KEY)) is not None:
+                note_relay()
         relay = asyncio.ensure_future(self._relay(scope, send, path, content, exchange))
         leaving = asyncio.ensure_future(_wait_for_leaving(receive, sent_body))
         try:
