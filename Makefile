@@ -7,7 +7,7 @@ export STILLHOUSE_HOME ?= $(CURDIR)/.stillhouse
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo demo-router demo-gateway test lint format types imports tests test-slow test-endpoint test-api bench ui prefect docs screenshots clean
+.PHONY: help install demo demo-router demo-gateway test lint format types imports tests test-slow test-endpoint test-api test-clients bench ui prefect docs screenshots clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -65,6 +65,18 @@ test-api: install .venv-peers/schemathesis/.installed  ## test the server agains
 .venv-peers/schemathesis/.installed: environments/schemathesis.txt
 	@$(PYTHON) -m venv .venv-peers/schemathesis
 	@PIP_CONSTRAINT= .venv-peers/schemathesis/bin/pip install --quiet --requirement environments/schemathesis.txt
+	@touch $@
+
+test-clients: install .venv-peers/clients/.installed  ## test the front door with clients of language models as they are (110 MB, once)
+	@$(BIN)/python -m pytest -m slow -rs tests/gateway/test_clients.py
+
+# what cannot be installed is named, and its tests are skipped: the others run all the same
+.venv-peers/clients/.installed: environments/clients.txt
+	@$(PYTHON) -m venv .venv-peers/clients
+	@export PIP_CONSTRAINT=; pip="$(CURDIR)/.venv-peers/clients/bin/pip install --quiet"; \
+	  $$pip --requirement environments/clients.txt || grep -v '^#' environments/clients.txt | while read -r line; do \
+	    $$pip --no-deps "$$line" </dev/null || echo "not installed: $$line"; \
+	  done
 	@touch $@
 
 bench: install  ## run one benchmark: make bench NAME=loop

@@ -3,8 +3,8 @@
 ``make demo-gateway`` plays it in real processes on loopback: a model's server, ``stillhouse serve --upstream`` before
 it, an unmodified `openai` client, ``stillhouse tasks``, ``stillhouse adopt`` and refreshes.
 
-**The "LLM" is scripted**: MiniLM with a linear head behind the OpenAI protocol. Its head is fitted on CLINC150's split
-`val`; what it says to the sentences of `train` is reckoned in one batch before the story begins. **Time is
+**The "LLM" is scripted**: MiniLM with a linear head behind the OpenAI protocol. See
+:mod:`examples.scripted_model`; what it says is reckoned in one batch before the story begins. **Time is
 compressed**: a week is some hundred requests in some seconds, so windows are in seconds in the adopted agent file, too.
 The actions of all domains are in the schema of the first request; the last domain's sentences begin later.
 """
@@ -19,129 +19,28 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import yaml
 
-from examples import router
+from examples.gateway_weeks import HEADER, Week, draw
+from examples.scripted_model import LATE, MODEL, Story, make_story, model_server
 from stillhouse import config
 from stillhouse.errors import RuntimeStateError
-from stillhouse.plotting import BLUE, FAINT, GREEN, INK, ORANGE, SKY, VERMILLION
 from stillhouse.terminal import Console, report_errors
 
 AGENT = "intents"
-EARLY, LATE = ("banking", "kitchen_and_dining"), "travel"
-"""Domains from the first week on, and the one that arrives."""
-REQUESTS, CAPTURED, ARRIVES, REFRESHED, LAST = 350, 3, 7, 8, 10
+REQUESTS, CAPTURED, ARRIVES, REFRESHED, LAST = 390, 4, 7, 8, 10
 """Requests a week; weeks before the first champion; when the late domain begins; the week of the refresh; the last."""
-MODEL = "scripted-minilm"
-_LATE_SHARE, _SEED = 0.4, 7
 _FREE_SECONDS = 60.0  # within which records are written and a new champion is loaded
 
 console = Console()
-
-
-@dataclass
-class Week:
-    """What happened in one week of the story."""
-
-    week: int
-    requests: int = REQUESTS
-    late: int = 0
-    local: int = 0
-    agreed: int = 0
-    champion: str = ""
-    refresh: str = ""
-
-    @property
-    def line(self) -> str:
-        """The line of the table."""
-        agreement = f"{self.agreed / self.local:.3f}" if self.local else "-"
-        cells = f"{self.week:4d} {self.requests:9d} {self.late:7d} {self.local:8d} {self.local / self.requests:9.0%}"
-        return f"{cells} {agreement:>10}  {self.champion or 'none yet':10s} {self.refresh}".rstrip()
-
-
-HEADER = f"week  requests {LATE:>7}    local  coverage  agreement  champion   refresh at the end"
-
-
-@dataclass(frozen=True)
-class Story:
-    """What is sent, and what the scripted model says to it."""
-
-    actions: tuple[str, ...]
-    weeks: list[list[str]]
-    domains: Mapping[str, str]
-    answers: Mapping[str, str]
-
-
-# --------------------------------------------------------------------------- the scripted language model
-
-
-def make_story() -> Story:
-    """Draw the sentences of each week, and let the scripted model answer them all in one batch."""
-    domains = {intent: domain for domain, intents in router._domains().items() for intent in intents}
-    actions = tuple(intent for intent in router.actions() if domains[intent] in (*EARLY, LATE))
-    index = {intent: number for number, intent in enumerate(actions)}
-    stream = {text: domains[intent] for text, intent in router._splits()["train"] if intent in index}
-    rng = np.random.default_rng(_SEED)
-    pools = {late: list(rng.permutation([t for t in stream if (stream[t] == LATE) == late])) for late in (False, True)}
-    weeks = []
-    for week in range(1, LAST + 1):
-        is_late = rng.random(REQUESTS) < (_LATE_SHARE if week >= ARRIVES else 0.0)
-        weeks.append([str(pools[bool(late)].pop()) for late in is_late])
-    examples = [(text, index[intent]) for text, intent in router._splits()["val"] if intent in index]
-    sent, teacher, labels = [text for week in weeks for text in week], router.MiniLM(), [k for _, k in examples]
-    embeddings = router.embed_with_cache([text for text, _ in examples] + sent, teacher._encode, teacher._cache())
-    head = router.fit_head(embeddings[: len(labels)], np.array(labels), len(actions), 30.0, 3)
-    said = head.probs(embeddings[len(labels) :]).argmax(axis=1)
-    return Story(actions, weeks, stream, {text: actions[number] for text, number in zip(sent, said, strict=True)})
-
-
-@contextlib.contextmanager
-def model_server(answers: Mapping[str, str]) -> Iterator[str]:
-    """The scripted model behind the OpenAI protocol; yields its address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version, disable_nagle_algorithm, wbufsize = "HTTP/1.1", True, -1
-
-        def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            text = request["messages"][-1]["content"]
-            message = {"role": "assistant", "content": json.dumps({"intent": answers[text]})}
-            usage = {
-                "prompt_tokens": 900 + len(text) // 4,
-                "completion_tokens": 8,
-                "total_tokens": 908 + len(text) // 4,
-            }
-            body = json.dumps(
-                {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": MODEL, "usage": usage}
-                | {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
-            ).encode()
-            self.send_response(200)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-    finally:
-        server.shutdown()
 
 
 # --------------------------------------------------------------------------- the commands
@@ -235,11 +134,11 @@ def edit(path: Path, seconds: float) -> None:
         "current": f"{seconds:.1f}s",
         "min_train_rows": 500,
     }
-    sections["observations"]["min_rows"] = 50
+    sections["observations"]["min_rows"] = 30
     sections["promotion"] = {"cluster": "0s"}  # sentences are independent
     sections["compression"] = {"recipes": [{"method": "fp32"}, {"method": "int8_dynamic"}], "search": None}
     sections["runtime"] |= {"poll": "1s", "flush": "2s"}
-    sections["runtime"]["cascade"]["audit"] = 0.1  # of some hundred requests
+    sections["runtime"]["cascade"] |= {"agreement": 0.95, "audit": 0.1}  # provable by some hundred requests
     path.write_text(yaml.safe_dump(sections, sort_keys=False, width=110), encoding="utf-8")
 
 
@@ -260,7 +159,7 @@ def play(folder: Path, story: Story) -> Iterator[Week]:
         with door(upstream, folder) as address:
             for number in range(1, CAPTURED + 1):
                 began = time.monotonic()
-                week = Week(number)
+                week = Week(number, REQUESTS)
                 end = send(address, story, week, seconds)
                 seconds = max(seconds, round(time.monotonic() - began + 0.5, 1))
                 if number == CAPTURED:
@@ -273,7 +172,7 @@ def play(folder: Path, story: Story) -> Iterator[Week]:
         with door(upstream, folder, AGENT) as address:
             wait_for("loading the champion", lambda: _champion(address) is not None)
             for number in range(CAPTURED + 1, LAST + 1):
-                week = Week(number, champion=str(_champion(address)))
+                week = Week(number, REQUESTS, champion=str(_champion(address)))
                 end = send(address, story, week, seconds)
                 if number == REFRESHED:
                     verdict = refresh("manual", f"{LATE} has arrived, and coverage has fallen", end)
@@ -290,32 +189,6 @@ def _champion(address: str) -> str | None:
     return httpx.get(f"{address}/v1/agents/{AGENT}").json()["champion"]
 
 
-# --------------------------------------------------------------------------- the figure
-
-
-def draw(weeks: Sequence[Week], agreement: float, file: Path) -> None:
-    """Coverage and agreement by week, the promise, and the champions as bands."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = figure.subplots()
-    champions = list(dict.fromkeys(week.champion for week in weeks if week.champion))
-    for number, name in enumerate(champions):
-        own = [week.week for week in weeks if week.champion == name]
-        axes.axvspan(own[0] - 0.5, own[-1] + 0.5, color=(SKY, ORANGE)[number % 2], alpha=0.15, lw=0)
-        axes.annotate(name, ((own[0] + own[-1]) / 2, 1.04), ha="center", color=INK)
-    numbers = [week.week for week in weeks]
-    axes.plot(numbers, [w.local / w.requests for w in weeks], "o-", color=BLUE, label="coverage: answered locally")
-    known = [week for week in weeks if week.local]
-    axes.plot([w.week for w in known], [w.agreed / w.local for w in known], "s--", color=GREEN, label="their agreement")
-    axes.axhline(agreement, color=INK, ls=":", lw=1, label=f"promised: {agreement:g}")
-    axes.axvline(ARRIVES - 0.5, color=VERMILLION, lw=1, ls="-.", label=f"{LATE} arrives")
-    axes.set(xlabel="week (compressed: some seconds)", ylabel="share", ylim=(0, 1.1), xticks=numbers)
-    axes.grid(color=FAINT)
-    axes.legend(loc="lower right")
-    figure.savefig(file, dpi=130)
-
-
 def main() -> None:
     """Play the story, print a line a week, and write the figure and the summary."""
     began = time.monotonic()
@@ -323,7 +196,7 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "agents").mkdir(parents=True)
     console.print("the scripted model answers all sentences, in one batch (the first time: about a minute) …")
-    story = make_story()
+    story = make_story(LAST, REQUESTS, ARRIVES)
     os.environ |= {"STILLHOUSE_HOME": str(folder / "store"), "STILLHOUSE_AGENTS": str(folder / "agents")}
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
     config.use_embedded_defaults()
@@ -334,11 +207,11 @@ def main() -> None:
     for week in play(folder, story):
         weeks.append(week)
         if week.refresh or len(weeks) in (1, CAPTURED + 1):
-            console.print(f"\n{HEADER}", style="bold")
+            console.print(f"\n{HEADER}", style="bold", soft_wrap=True)
         console.print(week.line, soft_wrap=True)
     cascade = config.load(AGENT).runtime.cascade
     assert cascade is not None and cascade.agreement is not None
-    draw(weeks, cascade.agreement, folder / "weeks.png")
+    draw(weeks, cascade.agreement, ARRIVES, folder / "weeks.png")
     local, agreed = sum(week.local for week in weeks), sum(week.agreed for week in weeks)
     summary = {
         "compressed": "a week is some hundred requests in some seconds",

