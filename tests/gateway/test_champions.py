@@ -171,6 +171,7 @@ def test_a_message_that_does_not_fit_and_an_agent_without_champion_decide_nothin
         champions._agents[TASK.key].follow()
         assert champions.serves(TASK.key)
         assert asyncio.run(champions.decide(TASK, "t", "c", question_of("no object"))) is None
+        assert asyncio.run(champions.decide(TASK, "t", "c", question_of('{"wind": {"a": 1}}'))) is None
 
 
 def test_decisions_whose_record_never_comes_are_forgotten(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from threading import Lock
 from typing import NamedTuple
 
+from stillhouse.errors import SchemaError
 from stillhouse.gateway.captures import Capture
 from stillhouse.gateway.deciding import LocalDecision, Standing
 from stillhouse.gateway.handing_over import CallerQuota
@@ -49,19 +50,17 @@ class Champions:
         return agent is not None and agent.champion is not None
 
     async def decide(self, task: Task, _tenant: str, _caller: str, question: ClosedQuestion) -> LocalDecision | None:
-        """What the champion says; None if there is none, or the message does not fit the agent's columns.
-
-        :raises SchemaError: if a value does not fit its column.
-        """
+        """What the champion says; None if there is none, or the message does not fit the agent's columns."""
         agent = self._agents[task.key]
         door = agent.config.front_door
         if agent.champion is None or door is None:
             return None
         try:
             row = door.read_row(question.observation, list(agent.config.observations.columns))
-        except ValueError:
+            batch = agent.schema.read(row)
+        except (ValueError, SchemaError):  # callers write what they like: this is no failure
             return None
-        pending = agent.predict(agent.schema.read(row), ask_all=door.shadow)
+        pending = agent.predict(batch, ask_all=door.shadow)
         (decision_id,) = agent.decision_ids(pending.batch)
         probs = dict(zip(pending.champion.actions, pending.probs[0].tolist(), strict=True))
         asked = pending.asked
