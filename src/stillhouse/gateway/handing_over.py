@@ -108,9 +108,9 @@ def read_recorded(config: AgentConfig) -> list[RecordedRow]:
 class CallerQuota:
     """Limits the share of each caller in what is learned from and judged by.
 
-    >>> quota = CallerQuota(0.2, {name: 100 for name in "abcde"})
-    >>> [quota.take("a") for _ in range(3)], quota.take("b")
-    ([False, False, False], True)
+    >>> quota = CallerQuota(0.2, {"loud": 200, "b": 75, "c": 75, "d": 75, "e": 75})
+    >>> quota.take("loud"), quota.take("b")
+    (False, True)
     """
 
     def __init__(self, share: float, kept: Mapping[str, int]) -> None:
