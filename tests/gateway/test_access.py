@@ -37,6 +37,7 @@ def test_an_acceptance_lasts_ten_minutes_and_ends_with_a_rejection() -> None:
     [
         ([(b"authorization", b"Bearer sk-2")], b""),
         ([BEARER, (b"openai-organization", b"another")], b""),
+        ([BEARER, (b"cf-aig-authorization", b"another")], b""),
         ([BEARER, (b"cookie", b"a=b")], b""),
         ([BEARER], b"key=x"),
         ([], b""),
@@ -56,6 +57,34 @@ def test_who_a_caller_is_does_not_depend_on_what_it_can_choose() -> None:
     assert caller.id == same.id == caller.tenant
     assert access.read([BEARER, (b"api-key", b"made up")], b"").is_ambiguous
     assert Access(b"1" * 32).read([BEARER], b"").id != caller.id
+
+
+def test_a_credential_in_a_header_that_is_not_listed_is_one() -> None:
+    access = Access(KEY)
+    caller = access.read([(b"ocp-apim-subscription-key", b"0123456789")], b"")
+    access.note(caller, "m", 200)
+    assert access.is_allowed(caller, "m") and not access.is_allowed(access.read([], b""), "m")
+    assert caller.id != access.read([], b"").id and caller.is_in(b"... 0123456789 ...")
+
+
+def test_one_key_is_one_caller_however_it_is_written() -> None:
+    access = Access(KEY, joined=True)
+    written = [b"Bearer sk-1", b"bearer sk-1", b"BEARER  sk-1 ", b"sk-1"]
+    callers = {access.read([(b"authorization", text)], b"").id for text in written}
+    assert callers == {access.read([(b"api-key", b"sk-1")], b"").id}
+
+
+def test_callers_without_the_configured_header_share_nothing() -> None:
+    access = Access(KEY, credential="x-user")
+    one, two = (access.read([(b"authorization", text)], b"") for text in (b"Bearer one", b"Bearer two"))
+    assert one.tenant != two.tenant and one.id != two.id
+
+
+def test_a_long_name_of_a_model_is_not_kept() -> None:
+    access = Access(KEY)
+    caller = access.read([BEARER], b"")
+    access.note(caller, "m" * 1000, 200)
+    assert not access.is_allowed(caller, "m" * 1000)
 
 
 def test_a_token_of_ours_allows_and_identifies() -> None:

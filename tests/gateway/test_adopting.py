@@ -139,6 +139,18 @@ def test_messages_that_are_json_objects_become_columns() -> None:
     assert set(rows["country"]) == {"DE"} and rows["amount"].max() == 59
 
 
+def test_fields_with_names_of_the_knowledge_base_are_left_out() -> None:
+    record(
+        task := task_of(**ENUM),
+        [
+            {"observation": json.dumps({"amount": n, "observed_at": "2026-01-01", "content_key": n}), "action": a}
+            for n, a in enumerate(["move", "stay"])
+        ],
+    )
+    adopt(task.key, "fields")
+    assert list(config.load("fields").observations.columns) == ["amount"]
+
+
 def test_fields_without_a_text_make_a_student_of_tables() -> None:
     task = task_of(**ENUM)
     record(task, [{"observation": json.dumps({"amount": n}), "action": a} for n, a in enumerate(["move", "stay"])])

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stillhouse.gateway import handing_over
 from stillhouse.gateway.captures import Capture
 from stillhouse.gateway.champions import Champions
 from stillhouse.gateway.deciding import Asked, LocalDecision
@@ -73,11 +74,11 @@ def decide(champions: Champions, message: str) -> LocalDecision:
     return decision
 
 
-def note(champions: Champions, decision: LocalDecision, asked: Asked, action: str | None) -> None:
+def note(champions: Champions, decision: LocalDecision, asked: Asked, action: str | None, caller: str = "c") -> None:
     """The record of a request, as the door's thread tells of it."""
     now = datetime.now(UTC)
     fixed: dict[str, Any] = {"request_id": "r", "question_id": "", "task": TASK, "at": now, "known_at": now}
-    fixed |= {"caller": "c", "observation": "", "probs": None, "teacher": "m-1"}
+    fixed |= {"caller": caller, "observation": "", "probs": None, "teacher": "m-1"}
     champions.note(
         Capture(**fixed, asked=asked, action=action, local_action=decision.action, decision_id=decision.decision_id)
     )
@@ -123,6 +124,24 @@ def test_answers_that_differ_or_are_no_action_take_the_promise_back(
         (promoted.folder / "promise.json").unlink()
 
 
+def test_one_caller_proves_no_promise_to_the_others(
+    promoted: Installation, messages: Iterator[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handing_over, "_FREE_ROWS", 1)
+    with open_champions(promoted, shadow=True) as (champions, agent):
+        for caller in ("a", "b", "c", "d", *["loud"] * 40):
+            decision = decide(champions, next(messages))
+            note(champions, decision, "shadow", decision.action, caller)
+        assert agent.status().promise.audited == 5
+
+
+def test_a_decision_that_waits_for_its_record_holds_no_text(promoted: Installation, messages: Iterator[str]) -> None:
+    with open_champions(promoted) as (champions, _):
+        decide(champions, next(messages))
+        (waiting,) = champions._open.values()
+        assert not waiting.pending.batch.values
+
+
 def test_unsure_rows_are_compared_and_prove_nothing(promoted: Installation, messages: Iterator[str]) -> None:
     with open_champions(promoted) as (champions, agent):
         earn(champions, messages)
@@ -152,6 +171,7 @@ def test_a_message_that_does_not_fit_and_an_agent_without_champion_decide_nothin
         champions._agents[TASK.key].follow()
         assert champions.serves(TASK.key)
         assert asyncio.run(champions.decide(TASK, "t", "c", question_of("no object"))) is None
+        assert asyncio.run(champions.decide(TASK, "t", "c", question_of('{"wind": {"a": 1}}'))) is None
 
 
 def test_decisions_whose_record_never_comes_are_forgotten(

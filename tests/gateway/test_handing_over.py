@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from stillhouse import config
@@ -17,6 +19,7 @@ from stillhouse.gateway.store import GatewayStore, store_path
 from stillhouse.gateway.tasks import Task, make_task
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import ForgetRequest
+from stillhouse.watching.evidence import contents_to_count
 
 CANARY = "please drop the zqx taxi of Ms. Canary-Vogel"
 MINUTE = 60_000_000  # microseconds
@@ -123,6 +126,29 @@ def test_a_callers_requests_are_forgotten(agents: Path) -> None:
     assert {found.caller for found in read_recorded(config.load("rides"))} == {"c"}
     folder = store_path().parent
     assert not any(CANARY.encode() in path.read_bytes() for path in folder.iterdir() if path.is_file())
+
+
+def test_the_records_of_each_task_are_handed_over_from_the_first(agents: Path) -> None:
+    """An agent that takes over another task, or its name, gets that task's records too."""
+    store = GatewayStore(store_path())
+    task = record(["a taxi"] * 3)
+    assert store.next_chunk("rides", task.key, 10) is not None
+    store.finish_chunk("rides", "another task", (1, 3), {})
+    assert store.next_chunk("rides", task.key, 10) == (1, 3)
+    store.finish_chunk("rides", task.key, (1, 3), {})
+    assert store.next_chunk("rides", task.key, 10) is None
+    store.close()
+
+
+def test_answers_to_unsure_rows_are_no_evidence_of_a_watch(agents: Path) -> None:
+    """Beside a champion that answers most rows, the recorded answers are mostly to those that it was unsure about."""
+    adopt(record(["a taxi please", "the next train"]).key, "rides")
+    sample = pd.DataFrame({"observation_id": ["audited", "unsure", "local"], "content_key": ["a", "u", "l"]})
+    probs = np.array([[1.0, 0.0], [0.0, 1.0], [np.nan, np.nan]])
+    settings = config.load("rides")
+    assert contents_to_count(sample, probs, settings, {"audited"}).tolist() == ["a"]
+    asked = settings.model_copy(update={"teachers": ()})
+    assert contents_to_count(sample, probs, asked, {"audited"}).tolist() == ["a", "u"]
 
 
 def _fail(*_args: object, **_kwargs: object) -> None:

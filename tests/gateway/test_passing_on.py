@@ -8,6 +8,7 @@ import json
 import socket
 import ssl
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 
 from stillhouse.gateway.upstream import Upstream as Sender
 from stillhouse.gateway.upstream import UpstreamAddress
+from stillhouse.serving import protocol as serving_protocol
 from tests.gateway.conftest import Running, open_door
 from tests.gateway.upstream import Upstream, chunked, completion, raw, stream_of, upstream, whole
 
@@ -283,3 +285,17 @@ def test_the_certificate_of_the_upstream_is_verified(tmp_path: Path) -> None:
             for _ in range(2):
                 assert post(running).json() == completion()
             assert behind.connections <= 3, "connections are kept"
+
+
+def test_a_body_that_arrives_for_a_long_time_is_passed_on(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large upload takes longer than a decision's body may; only a client that stops sending is given up."""
+    monkeypatch.setattr(serving_protocol, "BODY_TIMEOUT_SECONDS", 1.6)
+
+    def parts() -> Iterator[bytes]:
+        for number in range(10):
+            yield b"[0" if number == 0 else b",0"
+            time.sleep(0.4)
+        yield b"]"
+
+    assert httpx.post(f"{running.url}/v1/embeddings", content=parts(), timeout=20).status_code == 200
+    assert running.upstream.requests[0].body == b"[0,0,0,0,0,0,0,0,0,0]"

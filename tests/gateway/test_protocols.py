@@ -342,3 +342,14 @@ def test_probabilities_of_other_options_are_not_read() -> None:
         body = json.dumps({"answers": {"a": {"type": "choice", "probabilities": probs}}}).encode()
         (read,) = SYSTEM_ONE.read_answers([asked], body, False)
         assert read.action is None and read.reason == "none of the actions"
+
+
+def test_no_field_of_a_system_one_request_takes_the_place_of_its_question() -> None:
+    """Otherwise the answer to another question would be recorded as that of a known task."""
+    asked = {"instructions": "Is it angry?", "type": "noul"}
+    other = {"instructions": "Is it calm?", "type": "noul"}
+    protocol = PROTOCOLS["/v1/systemone"]
+    read = protocol.read_request({"model": "m", "state": "s", "question": asked, "questions": {"q": other}})
+    assert isinstance(read, Unrecognised)
+    for questions in ({"a": asked, "b": asked}, {str(n): asked | {"instructions": str(n)} for n in range(101)}):
+        assert isinstance(protocol.read_request({"model": "m", "state": "s", "questions": questions}), Unrecognised)

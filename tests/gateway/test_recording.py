@@ -16,7 +16,9 @@ import pytest
 from typer.testing import CliRunner
 
 from stillhouse.cli import app
+from stillhouse.gateway import captures as captures_module
 from stillhouse.gateway import store as store_module
+from stillhouse.gateway.protocols import PROTOCOLS
 from stillhouse.gateway.settings import GatewaySettings
 from stillhouse.gateway.store import GatewayStore, store_path
 from tests.gateway.conftest import Running, open_door
@@ -341,3 +343,83 @@ def test_the_store_survives_a_removed_file(enum: Running) -> None:
     send(enum, *[chat()] * 3)
     time.sleep(1.5)
     assert httpx.post(enum.url + CHAT, json=chat()).status_code == 200
+
+
+def test_a_request_that_two_readers_may_understand_differently_is_not_recorded(enum: Running) -> None:
+    body = json.dumps(chat("what the upstream may read")).encode()
+    twice = body[:-1] + b', "messages": ' + json.dumps(chat("what we read")["messages"]).encode() + b"}"
+    for _ in range(3):
+        httpx.post(enum.url + CHAT, content=twice, headers={"content-type": "application/json"})
+    assert enum.rows() == [] and len(enum.upstream.requests) == 3
+
+
+@pytest.mark.parametrize("field", ["api_key", "extra_headers", "azure_ad_token_auth", "aws_secret_access_key"])
+def test_a_credential_in_the_body_is_not_recorded(enum: Running, home: Path, field: str) -> None:
+    send(enum, *[chat(**{field: CANARY})] * 3)
+    assert enum.rows() == []
+    assert not any(CANARY.encode() in file.read_bytes() for file in home.rglob("*") if file.is_file())
+
+
+def test_a_credential_that_is_written_with_escapes_is_found(enum: Running) -> None:
+    key = "sk-part/one/two"
+    body = json.dumps(chat(f"My key is {key}")).replace("/", "\\/").encode()
+    assert key.encode() not in body
+    headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+    for _ in range(3):
+        httpx.post(enum.url + CHAT, content=body, headers=headers)
+    assert enum.rows() == []
+
+
+def test_an_answer_that_cannot_be_stored_takes_no_other_with_it(enum: Running) -> None:
+    send(enum, chat("first"), chat("second"))
+    usual = enum.upstream.answer
+    enum.upstream.answer = whole(
+        {
+            "id": "x",
+            "model": "m-1",
+            "choices": [{"index": 0, "message": {"content": '{"intent": "move"}'}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 2**70, "completion_tokens": 1},
+        }
+    )
+    send(enum, chat("third"))
+    enum.upstream.answer = usual
+    send(enum, chat("fourth"))
+    assert [row["observation"] for row in enum.rows()] == ["second", "fourth"]
+
+
+def test_made_up_references_are_not_kept(running: Running) -> None:
+    for number in range(20):
+        running.door.records.refer(f"resp_sh{number:016x}" + "0" * 24)
+    running.door.records.refer("x" * 10_000)
+    assert running.door.records.referred == frozenset() and not running.door.records.waiting
+
+
+def test_labels_are_not_counted_again_at_every_record(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+    monkeypatch.setattr(GatewayStore, "label_counts", lambda *_: counted.append(0) or (2, 100, 100))
+    running.upstream.answer = label_completion("move")
+    body = chat() | {"max_tokens": 5}
+    del body["response_format"]
+    send(running, *[body] * 15)
+    assert len(running.rows()) == 14 and len(counted) == 1
+
+
+def test_records_that_are_lost_at_the_end_are_reported(
+    behind: Upstream, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (home / "gateway" / "captures.sqlite").mkdir(parents=True)
+    monkeypatch.setattr(captures_module, "_BATCH", 1)
+    monkeypatch.setattr(captures_module, "_GATHER_SECONDS", 0.0)
+    with open_door(behind) as running:
+        log = running.door.records
+        time.sleep(0.2)
+        with log._lock:  # the thread cannot take any before all are there
+            body = json.dumps(chat()).encode()
+            for number in range(5):
+                caller = running.door._access.read([], b"")
+                exchange = captures_module.Exchange(PROTOCOLS[CHAT], str(number), 1, caller, body)
+                log._queue.append(exchange)
+                log._size += exchange.bytes
+        assert log.close(5)
+    lost = [record.message for record in caplog.records if "are lost" in record.message]
+    assert len(lost) == 1

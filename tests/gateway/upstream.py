@@ -132,7 +132,7 @@ def label_completion(label: str = "move") -> Answer:
     plain = whole(completion(label))
 
     async def answer(request: Request, writer: Writer) -> None:
-        streams = request.body and request.json.get("stream")
+        streams = request.body.startswith(b"{") and request.json.get("stream")
         await (chunked(*stream_of(label)) if streams else plain)(request, writer)
 
     return answer

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -25,10 +26,15 @@ TASK_HEADER = b"x-stillhouse-task"
 _SECRETS = (b"authorization", b"api-key", b"x-api-key", b"x-goog-api-key")
 _ORGANISATIONS = (b"openai-organization", b"openai-project", b"x-goog-user-project", b"anthropic-organization-id")
 _OTHERS = (b"cookie", b"proxy-authorization")
+_LIKE_CREDENTIALS = re.compile(
+    rb"auth|api-?key|token|secret|passw|credential|session|signature|subscription|jwt|(^|[-_])keys?$"
+)
+_HARMLESS_HEADERS = frozenset({b"idempotency-key", b"x-idempotency-key", b"authority", b"author"})
 _HARMLESS_PARAMETERS = frozenset({"api-version", "after", "before", "beta", "include", "limit", "order", "stream"})
 _MIN_SECRET_BYTES = 8
 """A shorter value is not searched for in bodies: it would be found by chance."""
 _MAX_ACCEPTED = 20_000
+_MAX_MODEL_CHARACTERS = 256
 _SCHEMES = frozenset({b"bearer", b"basic", b"digest", b"negotiate", b"token"})
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -37,10 +43,17 @@ Headers = Iterable[tuple[bytes, bytes]]
 def is_credential(header: bytes) -> bool:
     """Whether a header (in lower case) holds a credential, or names whose it is.
 
-    >>> is_credential(b"authorization"), is_credential(b"accept")
-    (True, False)
+    >>> is_credential(b"authorization"), is_credential(b"ocp-apim-subscription-key"), is_credential(b"accept")
+    (True, True, False)
     """
-    return header in _SECRETS or header in _ORGANISATIONS or header in _OTHERS or header == TOKEN_HEADER
+    is_known = header in _SECRETS or header in _ORGANISATIONS or header in _OTHERS
+    return is_known or header == TOKEN_HEADER or _is_like_a_credential(header)
+
+
+def _is_like_a_credential(header: bytes) -> bool:
+    """Whether a header, by its name, holds a credential of a gateway or a vendor that is not known here."""
+    is_ours = header.startswith(OWN_HEADERS) or header in _HARMLESS_HEADERS
+    return not is_ours and _LIKE_CREDENTIALS.search(header) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +121,7 @@ class Access:
 
         :param headers: with names in lower case.
         """
-        secrets, others = list[tuple[bytes, bytes]](), list[tuple[bytes, bytes]]()
+        secrets, others, unlisted = (list[tuple[bytes, bytes]]() for _ in range(3))
         cookies, token, tenant = list[bytes](), b"", b""
         for name, value in headers:
             if name in _SECRETS or name == self._credential_header:
@@ -121,15 +134,19 @@ class Access:
                 token = value
             elif name == self._tenant_header:
                 tenant = value
+            elif _is_like_a_credential(name):
+                unlisted.append((name, value))
+        others += unlisted
         parameters = _credential_parameters(query)
         secrets += [(b"?" + name.encode(), value.encode()) for name, value in parameters]
-        identity = secrets or [(b"cookie", value) for value in cookies]
-        if self._credential_header is not None:
-            identity = [pair for pair in identity if pair[0] == self._credential_header]
+        identity = secrets or unlisted or [(b"cookie", value) for value in cookies]
+        if self._credential_header is not None:  # a caller without that header is the one that it would be otherwise
+            identity = [pair for pair in identity if pair[0] == self._credential_header] or identity
         has_token = bool(token) and self._is_valid(token)
         if not identity and has_token:
             identity = [(TOKEN_HEADER, token)]
-        caller = self._hash(b"caller", identity)
+        # by the value alone: the same key in another header, or with a scheme in other letters, is the same caller
+        caller = self._hash(b"caller", [(b"", _without_scheme(value)) for _, value in identity])
         values = [value for _, value in (*secrets, *others)] + cookies + ([token] if token else [])
         return Caller(
             id=caller,
@@ -149,6 +166,8 @@ class Access:
 
     def note(self, caller: Caller, model: str, status: int) -> None:
         """Remember how the upstream answered a request for this model."""
+        if len(model) > _MAX_MODEL_CHARACTERS:
+            return
         key = (caller.everything, model)
         if 200 <= status < 300:
             self._accepted[key] = self._clock()
@@ -187,6 +206,11 @@ def _credential_parameters(query: bytes) -> list[tuple[str, str]]:
         return []
     pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
     return sorted((name, value) for name, value in pairs if name not in _HARMLESS_PARAMETERS)
+
+
+def _without_scheme(value: bytes) -> bytes:
+    words = value.split()
+    return b" ".join(words[1:] if len(words) > 1 and words[0].lower() in _SCHEMES else words)
 
 
 def _searched(value: bytes) -> list[bytes]:

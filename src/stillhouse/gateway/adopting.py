@@ -24,6 +24,7 @@ __all__ = ["Adopted", "adopt", "draft_agent", "find_task"]
 
 _MIN_LEARNED = 2  # answers, for an action that no schema names
 _MAX_FIELDS = 50
+_RESERVED = ("observation_id", "observed_at", "content_key")  # the knowledge base's own columns
 _FIELD_SHARE = 0.95  # of the messages that are JSON objects with the same fields
 _LENGTHS = (100, 200, 500, 1000, 2000, 5000, 10_000, 50_000)  # characters
 _TRAIN, _CURRENT = "8w", "7d"
@@ -155,7 +156,7 @@ def _draft_columns(observations: Sequence[str]) -> dict[str, Any] | None:
     if not contents or len(contents) < _FIELD_SHARE * len(observations):
         return None
     names = Counter(name for content in contents for name in content)
-    fields = [name for name, count in names.items() if count >= _FIELD_SHARE * len(contents)]
+    fields = [name for name, count in names.items() if count >= _FIELD_SHARE * len(contents) and name not in _RESERVED]
     if not fields or len(names) > _MAX_FIELDS or not all(re.fullmatch(r"[A-Za-z_]\w{0,62}", name) for name in fields):
         return None
     return {name: _draft_field([content.get(name) for content in contents]) for name in fields}

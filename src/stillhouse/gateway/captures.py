@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 import time
 import zlib
 from collections import Counter, OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from pydantic import AwareDatetime, Field
@@ -32,7 +34,7 @@ from stillhouse.gateway.store import GatewayStore, teacher_version
 from stillhouse.gateway.tasks import Task, make_task
 from stillhouse.records import Record
 
-__all__ = ["Capture", "CaptureLog", "Exchange", "new_counts"]
+__all__ = ["Capture", "CaptureLog", "Exchange", "decode_request", "new_counts", "read_questions"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,10 @@ _GATHER_SECONDS = 0.1  # in which exchanges gather for one transaction, which co
 _HOUSEKEEPING_SECONDS = 60.0
 _MIN_LABEL_ANSWERS = 20  # before a task without a schema can turn out not to be closed
 _MIN_LABEL_SHARE = 0.9
+_LABEL_CHECK_GROWTH = 5  # a task's labels are counted again when there are a fifth more
+_MAX_ID_CHARACTERS = 200
+_SECRET_FIELDS = re.compile(r"api[-_]?key|auth|secret|passw|credential|access_?token|id_?token|jwt|headers", re.I)
+"""Names of fields of a request that hold a credential, as some gateways take them."""
 
 
 @dataclass(slots=True)
@@ -139,6 +145,7 @@ class CaptureLog:
         self._store: GatewayStore | None = None
         self._failed = False
         self._housekeeping_at = 0.0
+        self._unchecked: dict[str, int] = {}
         self.referred: frozenset[str] = frozenset()
         """Keys of the tasks whose answers are referred to later; replaced as a whole."""
         self._thread = threading.Thread(target=self._run, name="door records", daemon=True)
@@ -162,7 +169,11 @@ class CaptureLog:
 
     def refer(self, answer_id: str) -> None:
         """Note that a request refers to an earlier answer."""
-        if (key := task_of_local_id(answer_id)) is not None:
+        if len(answer_id) > _MAX_ID_CHARACTERS:
+            return
+        key, decider = task_of_local_id(answer_id), self._decider
+        # anybody may write an id of this form
+        if key is not None and key not in self.referred and decider is not None and decider.serves(key):
             with self._lock:
                 self.referred |= {key}
         if len(self._references) < self._settings.max_waiting:
@@ -220,6 +231,8 @@ class CaptureLog:
             else:
                 self._failed = False
             if is_last:
+                if self._queue:  # the last attempt to write failed
+                    log.error("%d records of the door are lost: they could not be written", len(self._queue))
                 break
         if self._store is not None:
             self._store.close()
@@ -237,12 +250,12 @@ class CaptureLog:
         captures = list[Capture]()
         self._tentative = new_counts()
         try:
-            read = [pair for exchange in batch if (pair := self._read(exchange)) is not None]
+            read = [pair for exchange in batch if (pair := self._read_alone(exchange)) is not None]
             store = self._store or GatewayStore(self._path)
             self._store = store
             with store.transaction():
                 for exchange, questions, answers in read:
-                    captures += self._record(store, exchange, questions, answers)
+                    captures += self._record_alone(store, exchange, questions, answers)
                 for answer_id in references:
                     key = task_of_local_id(answer_id)
                     store.refer(answer_id) if key is None else store.refer_task(key)
@@ -284,6 +297,35 @@ class CaptureLog:
 
     # ----------------------------------------------------------------- reading an exchange
 
+    def _read_alone(
+        self, exchange: Exchange
+    ) -> tuple[Exchange, tuple[ClosedQuestion, ...], tuple[Answer, ...] | None] | None:
+        """:meth:`_read`; an exchange that fails in a way that nobody foresaw takes no other with it."""
+        try:
+            return self._read(exchange)
+        except Exception as error:
+            log.error("a record of the door cannot be read: %s", type(error).__name__)
+            self.count("captures", "unreadable")
+            return None
+
+    def _record_alone(
+        self,
+        store: GatewayStore,
+        exchange: Exchange,
+        questions: Sequence[ClosedQuestion],
+        answers: Sequence[Answer] | None,
+    ) -> list[Capture]:
+        """:meth:`_record`; an exchange whose values cannot be stored takes no other with it."""
+        counted = self._tentative.copy()
+        try:
+            with store.part():
+                return self._record(store, exchange, questions, answers)
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            log.error("a record of the door cannot be stored: %s", type(error).__name__)
+            self._tentative = counted
+            self._tentative["captures", "unreadable"] += 1
+            return []
+
     def _read(
         self, exchange: Exchange
     ) -> tuple[Exchange, tuple[ClosedQuestion, ...], tuple[Answer, ...] | None] | None:
@@ -300,13 +342,15 @@ class CaptureLog:
         if reason is None and exchange.caller.is_ambiguous:
             reason = "several credentials"
         questions = exchange.questions or ()
-        if reason is None and exchange.caller.is_in(exchange.request):
+        # in the decoded texts too: JSON may write any character as an escape
+        if reason is None and (exchange.caller.is_in(exchange.request) or exchange.caller.is_in(_texts_of(questions))):
             reason = "holds a credential"
         if reason is not None:
             self.count("unrecognised", reason)
             return None
         if exchange.asked == "local":
             return exchange, questions, None
+        answers: Sequence[Answer]
         try:
             body = _decompress(b"".join(exchange.answer), exchange.content_encoding, self._settings.max_record_bytes)
             if exchange.caller.is_in(body):
@@ -316,7 +360,10 @@ class CaptureLog:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, zlib.error, msgspec.MsgspecError):
             self.count("captures", "unreadable")
             return None
-        return exchange, questions, answers
+        if any(exchange.caller.is_in((answer.action or "").encode()) for answer in answers):
+            self.count("captures", "holds a credential")
+            return None
+        return exchange, questions, tuple(answers)
 
     def _record(
         self,
@@ -351,30 +398,77 @@ class CaptureLog:
             self._tentative["captures", "first time"] += 1
             return False
         limits = (self._settings.max_tasks, self._settings.max_tasks_per_tenant)
+        if exchange.decisions:  # where a champion decides, audits must be recorded as long as it does
+            store.admit(task, question.constant, exchange.at, (10**9, 10**9))
+            return True
         if store.admit(task, question.constant, exchange.at, limits):
             return True
         self._tentative["unrecognised", "too many tasks"] += 1
         return False
 
     def _close_if_open(self, store: GatewayStore, task: Task) -> None:
-        """Stop recording a task without a schema whose answers are not a few labels."""
-        if task.actions:
+        """Stop recording a task without a schema whose answers are not a few labels, unless an agent decides it."""
+        if task.actions or (self._decider is not None and self._decider.serves(task.key)):
+            return
+        self._unchecked[task.key] = self._unchecked.get(task.key, 1) - 1
+        if self._unchecked[task.key] > 0:
             return
         different, labels, answers = store.label_counts(task.key)
+        self._unchecked[task.key] = max(1, answers // _LABEL_CHECK_GROWTH) if answers >= _MIN_LABEL_ANSWERS else 1
         is_open = answers >= _MIN_LABEL_ANSWERS and labels < _MIN_LABEL_SHARE * answers
         if is_open or different > self._settings.max_labels:
             store.close_task(task.key)
             self._tentative["captures", "task is not closed"] += 1
 
 
-def read_questions(
-    protocol: WireProtocol, body: bytes, task_name: str | None = None
-) -> tuple[ClosedQuestion, ...] | Unrecognised:
-    """The closed questions in the body of a request."""
+def decode_request(body: bytes) -> dict[str, Any] | Unrecognised:
+    """The JSON object in the body of a request.
+
+    An object that names a key twice is none: which of the two counts, the upstream may see otherwise than we do. Nor is
+    a request with a credential in a field of its own: that is neither recorded nor part of who the caller is.
+
+    >>> decode_request(b'{"model": "m"}'), decode_request(b'{"model": "m", "model": "n"}').reason
+    ({'model': 'm'}, 'repeated fields')
+    >>> decode_request(b'{"model": "m", "api_key": "sk-1"}').reason
+    'holds a credential'
+    """
     try:
         request = msgspec.json.decode(body)
         if not isinstance(request, dict):
             return Unrecognised("malformed")
+        json.loads(body, object_pairs_hook=_require_different)
+    except _RepeatedKeyError:
+        return Unrecognised("repeated fields")
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return Unrecognised("malformed")
+    if any(_SECRET_FIELDS.search(name) for name, value in request.items() if value):
+        return Unrecognised("holds a credential")
+    return request
+
+
+class _RepeatedKeyError(Exception):
+    """An object of JSON has a key twice."""
+
+
+def _require_different(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        raise _RepeatedKeyError
+
+
+def _texts_of(questions: Iterable[ClosedQuestion]) -> bytes:
+    """What would be recorded of questions, as text without escapes."""
+    parts = [f"{question.observation}\n{json.dumps(question.constant, ensure_ascii=False)}" for question in questions]
+    return "\n".join(parts).encode("utf-8", "surrogatepass")
+
+
+def read_questions(
+    protocol: WireProtocol, body: bytes, task_name: str | None = None
+) -> tuple[ClosedQuestion, ...] | Unrecognised:
+    """The closed questions in the body of a request."""
+    request = decode_request(body)
+    if isinstance(request, Unrecognised):
+        return request
+    try:
         return protocol.read_request(request, task_name)
     except (msgspec.MsgspecError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return Unrecognised("malformed")

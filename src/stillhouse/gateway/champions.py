@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from threading import Lock
 from typing import NamedTuple
 
+from stillhouse.errors import SchemaError
 from stillhouse.gateway.captures import Capture
 from stillhouse.gateway.deciding import LocalDecision, Standing
+from stillhouse.gateway.handing_over import CallerQuota
 from stillhouse.gateway.questions import ClosedQuestion
 from stillhouse.gateway.tasks import Task
 from stillhouse.runtime.agent import Agent, PendingDecisions
@@ -16,6 +19,7 @@ from stillhouse.runtime.agent import Agent, PendingDecisions
 __all__ = ["Champions"]
 
 _MAX_OPEN = 10_000  # decisions whose record has not come yet
+_MAX_CALLERS = 10_000  # whose shares are counted
 
 
 class _Open(NamedTuple):
@@ -37,6 +41,7 @@ class Champions:
     def __init__(self, agents: Sequence[Agent]) -> None:
         self._agents = {agent.config.front_door.task: agent for agent in agents if agent.config.front_door is not None}
         self._open: OrderedDict[str, _Open] = OrderedDict()
+        self._quotas: dict[tuple[str, bool], tuple[str, CallerQuota]] = {}
         self._lock = Lock()
 
     def serves(self, key: str) -> bool:
@@ -45,19 +50,17 @@ class Champions:
         return agent is not None and agent.champion is not None
 
     async def decide(self, task: Task, _tenant: str, _caller: str, question: ClosedQuestion) -> LocalDecision | None:
-        """What the champion says; None if there is none, or the message does not fit the agent's columns.
-
-        :raises SchemaError: if a value does not fit its column.
-        """
+        """What the champion says; None if there is none, or the message does not fit the agent's columns."""
         agent = self._agents[task.key]
         door = agent.config.front_door
         if agent.champion is None or door is None:
             return None
         try:
             row = door.read_row(question.observation, list(agent.config.observations.columns))
-        except ValueError:
+            batch = agent.schema.read(row)
+        except (ValueError, SchemaError):  # callers write what they like: this is no failure
             return None
-        pending = agent.predict(agent.schema.read(row), ask_all=door.shadow)
+        pending = agent.predict(batch, ask_all=door.shadow)
         (decision_id,) = agent.decision_ids(pending.batch)
         probs = dict(zip(pending.champion.actions, pending.probs[0].tolist(), strict=True))
         asked = pending.asked
@@ -69,7 +72,7 @@ class Champions:
         else:
             standing = "audit" if asked.blind[0] else "unsure"
         if asked.rows:
-            self._remember(decision_id, _Open(agent, pending))
+            self._remember(decision_id, _Open(agent, replace(pending, batch=pending.batch.select([]), warnings={})))
         return LocalDecision(
             action=max(probs, key=probs.__getitem__),
             probs=probs,
@@ -86,8 +89,22 @@ class Champions:
             return
         with self._lock:
             found = self._open.pop(capture.decision_id, None)
-        if found is not None and capture.action is not None:
+        if found is not None and capture.action is not None and self._counts(found, capture.caller):
             found.agent.compare(found.pending, [capture.action])
+
+    def _counts(self, decision: _Open, caller: str) -> bool:
+        """Whether the promise may learn from a further answer to this caller; decided whatever the answer is.
+
+        One caller's requests, such as the same easy text again and again, must not prove a promise to all others.
+        """
+        door, version = decision.agent.config.front_door, decision.pending.champion.version
+        assert door is not None
+        of = door.task, decision.pending.asked.blind[0]
+        counted, quota = self._quotas.get(of, (None, CallerQuota(door.caller_share, {})))
+        if counted != version or len(quota.kept) > _MAX_CALLERS:
+            quota = CallerQuota(door.caller_share, {})
+            self._quotas[of] = version, quota
+        return quota.take(caller)
 
     def _remember(self, decision_id: str, decision: _Open) -> None:
         with self._lock:

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import httpcore
-import msgspec
 
-from stillhouse.gateway import CLOSE_KEY
+from stillhouse.gateway import CLOSE_KEY, RELAY_KEY
 from stillhouse.gateway.access import TASK_HEADER, Access, Caller
-from stillhouse.gateway.captures import CaptureLog, Exchange, read_questions
+from stillhouse.gateway.captures import CaptureLog, Exchange, decode_request, read_questions
 from stillhouse.gateway.deciding import Asked, AuditDraw, Decider, LocalDecision
 from stillhouse.gateway.protocols import PROTOCOLS, WireProtocol
 from stillhouse.gateway.protocols.messages import error_body
@@ -165,6 +164,8 @@ class Door:
             except Exception as error:  # whatever fails here must not fail the request
                 self._fail("deciding", error)
                 answered = None
+                if exchange.asked == "local":  # it cannot be written: the upstream answers
+                    exchange.asked = "not_local"
             if answered is not None:
                 return answered
         return await self._pass_on(scope, receive, send, path, body, caller, exchange, model)
@@ -318,6 +319,8 @@ class Door:
             sent_body.set()
         else:
             content = _signal_end(body.rest, sent_body)
+            if (note_relay := scope.get(RELAY_KEY)) is not None:
+                note_relay()
         relay = asyncio.ensure_future(self._relay(scope, send, path, content, exchange))
         leaving = asyncio.ensure_future(_wait_for_leaving(receive, sent_body))
         try:
@@ -430,18 +433,10 @@ async def _respond(send: Send, status: int, body: bytes, headers: Sequence[tuple
 
 
 def _model_of(body: bytes) -> str | None:
-    """The model that a request is for; None if the request is malformed."""
-    try:
-        return _model_decoder.decode(body).model
-    except msgspec.MsgspecError:
-        return None
-
-
-class _WithModel(msgspec.Struct):
-    model: str
-
-
-_model_decoder = msgspec.json.Decoder(_WithModel)
+    """The model that a request is for; None if it is malformed, or has a credential in its body."""
+    request = decode_request(body)
+    model = None if isinstance(request, Unrecognised) else request.get("model")
+    return model if isinstance(model, str) else None
 
 
 def _note_headers(exchange: Exchange, headers: Sequence[tuple[bytes, bytes]]) -> None:

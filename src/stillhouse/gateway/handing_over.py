@@ -29,7 +29,7 @@ from stillhouse.records import Record
 from stillhouse.runtime.ids import DecisionIds
 from stillhouse.teachers.recorded import recorded_version
 
-__all__ = ["HandedOver", "RecordedRow", "hand_over", "read_recorded"]
+__all__ = ["CallerQuota", "HandedOver", "RecordedRow", "hand_over", "read_recorded"]
 
 _CHUNK = 2000  # records
 _LOCK_SECONDS = 60.0
@@ -72,9 +72,9 @@ def hand_over(config: AgentConfig) -> HandedOver:
                 base = KnowledgeBase(config)
                 while (chunk := store.next_chunk(config.agent, door.task, _CHUNK)) is not None:
                     captures = store.captures_between(door.task, *chunk)
-                    quota = _CallerQuota(door.caller_share, store.kept_by_caller(config.agent))
+                    quota = CallerQuota(door.caller_share, store.kept_by_caller(config.agent))
                     moved += _write(base, config, door, captures, chunk, quota)
-                    store.finish_chunk(config.agent, chunk, quota.kept)
+                    store.finish_chunk(config.agent, door.task, chunk, quota.kept)
             finally:
                 store.close()
     except Timeout as error:
@@ -105,8 +105,13 @@ def read_recorded(config: AgentConfig) -> list[RecordedRow]:
     return [RecordedRow(capture["id"], _subject(capture, ids)[0], capture["caller"]) for capture in captures]
 
 
-class _CallerQuota:
-    """Limits the share of each caller in what is learned from."""
+class CallerQuota:
+    """Limits the share of each caller in what is learned from and judged by.
+
+    >>> quota = CallerQuota(0.2, {"loud": 200, "b": 75, "c": 75, "d": 75, "e": 75})
+    >>> quota.take("loud"), quota.take("b")
+    (False, True)
+    """
 
     def __init__(self, share: float, kept: Mapping[str, int]) -> None:
         self.share, self.kept = share, Counter(kept)
@@ -127,7 +132,7 @@ def _write(
     door: FrontDoor,
     captures: Sequence[Mapping[str, Any]],
     chunk: tuple[int, int],
-    quota: _CallerQuota,
+    quota: CallerQuota,
 ) -> HandedOver:
     """Write one chunk; the observations come last."""
     batch, teacher = f"door:{door.task}:{chunk[0]}-{chunk[1]}", next(iter(leaves(config.teachers))).name

@@ -48,7 +48,8 @@ create index if not exists captures_by_time on captures(at);
 create index if not exists captures_by_answer on captures(answer_id) where answer_id is not null;
 create table if not exists counts(name text primary key, value integer not null);
 create table if not exists handed_over(        -- to the knowledge base of an agent: all captures up to an id
-    agent text primary key, up_to integer not null default 0, chunk_end integer
+    agent text not null, task text not null, up_to integer not null default 0, chunk_end integer,
+    primary key (agent, task)
 );
 create table if not exists kept(               -- answers that an agent learns from, by caller
     agent text not null, caller text not null, answers integer not null, primary key (agent, caller)
@@ -155,6 +156,18 @@ class GatewayStore:
                 raise
             self._connection.execute("commit")
 
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Within a transaction: all or nothing of what is written within this context."""
+        self._connection.execute("savepoint part")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("rollback to part")
+            self._connection.execute("release part")
+            raise
+        self._connection.execute("release part")
+
     # ----------------------------------------------------------------- writing, within a transaction
 
     def admit(self, task: Task, constant: Mapping[str, object], at: int, limits: tuple[int, int]) -> bool:
@@ -230,9 +243,9 @@ class GatewayStore:
         It is noted, so that after a kill the same chunk comes again.
         """
         with self.transaction():
-            self._connection.execute("insert or ignore into handed_over(agent) values (?)", (agent,))
+            self._connection.execute("insert or ignore into handed_over(agent, task) values (?, ?)", (agent, key))
             up_to, end = self._connection.execute(
-                "select up_to, chunk_end from handed_over where agent = ?", (agent,)
+                "select up_to, chunk_end from handed_over where agent = ? and task = ?", (agent, key)
             ).fetchone()
             if end is None:
                 ids = self._connection.execute(
@@ -241,7 +254,9 @@ class GatewayStore:
                 if not ids:
                     return None
                 end = ids[-1][0]
-                self._connection.execute("update handed_over set chunk_end = ? where agent = ?", (end, agent))
+                self._connection.execute(
+                    "update handed_over set chunk_end = ? where agent = ? and task = ?", (end, agent, key)
+                )
         return int(up_to) + 1, int(end)
 
     def captures_between(self, key: str, first: int, last: int) -> list[dict[str, object]]:
@@ -254,11 +269,12 @@ class GatewayStore:
             rows = self._connection.execute("select caller, answers from kept where agent = ?", (agent,))
             return {str(caller): int(answers) for caller, answers in rows}
 
-    def finish_chunk(self, agent: str, chunk: tuple[int, int], kept: Mapping[str, int]) -> None:
+    def finish_chunk(self, agent: str, key: str, chunk: tuple[int, int], kept: Mapping[str, int]) -> None:
         """Note that a chunk was handed over, and how many answers to each caller are learned from by now."""
         with self.transaction():
             self._connection.execute(
-                "update handed_over set up_to = ?, chunk_end = null where agent = ?", (chunk[1], agent)
+                "update handed_over set up_to = ?, chunk_end = null where agent = ? and task = ?",
+                (chunk[1], agent, key),
             )
             self._connection.executemany(
                 "insert into kept(agent, caller, answers) values (?, ?, ?) "
@@ -271,7 +287,9 @@ class GatewayStore:
         with self.transaction():
             self._connection.executemany("delete from captures where id = ?", [(capture,) for capture in ids])
         with self._wrapped():
-            self._connection.execute("pragma wal_checkpoint(truncate)")
+            is_busy = self._connection.execute("pragma wal_checkpoint(truncate)").fetchone()[0]
+        if is_busy:
+            raise StoreError(f"{self.path}: its log still holds what was deleted, because it is being read: repeat it")
 
     # ----------------------------------------------------------------- reading
 

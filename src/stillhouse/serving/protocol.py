@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from stillhouse.gateway import CLOSE_KEY
+from stillhouse.gateway import CLOSE_KEY, RELAY_KEY
 from stillhouse.serving.http import TARGET_KEY, HttpError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Protocol(HttpToolsProtocol):
         self.deadline = math.inf
         """By the loop's clock: when the client must have sent, or read, what the server waits for."""
         self._head_bytes = 0
-        self._in_head = False
+        self._in_head, self._is_relayed = False, False
         self._error: HttpError | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -61,13 +61,15 @@ class Protocol(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._reject(_head_too_large())
+        if self._is_relayed and self.deadline != math.inf:
+            self.deadline = self.loop.time() + BODY_TIMEOUT_SECONDS
         idle = self.cycle is None or self.cycle.response_complete
         if idle and self.deadline == math.inf and self._error is None:  # only blank lines: no request has begun
             self.deadline = self.loop.time() + HEAD_TIMEOUT_SECONDS
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_bytes, self._in_head = 0, True
+        self._head_bytes, self._in_head, self._is_relayed = 0, True, False
         self.deadline = self.loop.time() + HEAD_TIMEOUT_SECONDS
 
     def on_headers_complete(self) -> None:
@@ -91,12 +93,17 @@ class Protocol(HttpToolsProtocol):
             authority = host if url.port is None else f"{host}:{url.port}"
             cast("dict[str, Any]", self.scope)[TARGET_KEY] = authority
         cast("dict[str, Any]", self.scope)[CLOSE_KEY] = self.transport.close
+        cast("dict[str, Any]", self.scope)[RELAY_KEY] = self._note_relay
         super().on_headers_complete()
         self.headers = _DiscardedHeaders()  # for trailers: they are not used, and must not count as headers
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self.deadline = math.inf
+
+    def _note_relay(self) -> None:
+        """The body is passed on as it arrives: the client must go on sending, but may take as long as it needs."""
+        self._is_relayed = True
 
     # ----------------------------------------------------------------- rejected requests
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stillhouse.champion import Champion
+from stillhouse.config import AgentConfig, leaves
 from stillhouse.drift import audit, evidence, steps
 from stillhouse.drift.calibrate import screen
 from stillhouse.drift.distances import compare_profiles
@@ -22,7 +23,7 @@ from stillhouse.stats import half_brier
 from stillhouse.teachers import labeling, mixture_weights, weight_updates
 from stillhouse.watching.window import WatchedWindow
 
-__all__ = ["CLOCK_RESOLUTION", "follow_weights", "gather_evidence", "read_evidence_states"]
+__all__ = ["CLOCK_RESOLUTION", "contents_to_count", "follow_weights", "gather_evidence", "read_evidence_states"]
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ class _EvidenceCounter:
         probs = labeling.ask(champion.teacher, sample, budget)
         answers = sample.assign(answer=_actions_of(probs))
         self._record_blind_answers(planned, answers, labelled, key, complete=budget.stop_reason is None)
-        answered = sample["content_key"][~np.isnan(probs[:, 0])]
+        answered = contents_to_count(sample, probs, self.watched.settings, labelled)
         planned = [plan.select_contents(answered) for plan in planned]
         losses = steps.measure_audit_losses(
             planned,
@@ -222,3 +223,21 @@ def _actions_of(probs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The most probable action of each row, int ``[n]``; −1: no answer."""
     answered = ~np.isnan(probs[:, 0])
     return np.where(answered, np.nan_to_num(probs).argmax(axis=1), -1)
+
+
+def contents_to_count(
+    sample: pd.DataFrame, probs: np.ndarray[Any, Any], settings: AgentConfig, labelled: set[str]
+) -> pd.Series[str]:
+    """Contents of the drawn rows whose answers may count as evidence about the champion.
+
+    A teacher whose answers are recorded at the front door answers no question of the watch. What it has answered there
+    because the champion was unsure is no sample of the rows: of such a teacher only blind answers count.
+
+    :param sample: the drawn rows.
+    :param probs: the teacher's, ``[n, K]``; NaN: not answered.
+    :param labelled: ids of the rows that it was asked about blindly.
+    """
+    is_answered = ~np.isnan(probs[:, 0])
+    if any(leaf.teacher.kind == "recorded" for leaf in leaves(settings.teachers)):
+        is_answered &= sample["observation_id"].isin(labelled).to_numpy()
+    return sample["content_key"][is_answered]

@@ -21,6 +21,7 @@ __all__ = ["SystemOne", "choice_confidence", "score_confidence"]
 Json = Mapping[str, Any]
 
 MAX_OPTIONS, MAX_LEVELS = 255, 10
+MAX_QUESTIONS = 100
 _NOUL = ("true", "false")
 _FIELDS = {"type", "instructions", "criteria"}
 
@@ -64,18 +65,24 @@ class SystemOne:
             return Unrecognised("malformed")
         if not asked:
             return Unrecognised("malformed")
+        if len(asked) > MAX_QUESTIONS:
+            return Unrecognised("too many questions")
         others = {key: request[key] for key in sorted(request) if key not in ("model", "state", "questions")}
         others = {key: value for key, value in others.items() if not key.startswith("x_")}
         if any(others.get(key) for key in ("media", "images")):
             return Unrecognised("images or files")
+        if "question" in others:  # it would take the place of the typed question in the key
+            return Unrecognised("unknown fields")
         observation = state if isinstance(state, str) else json.dumps(state, ensure_ascii=False)
-        questions = []
+        questions = list[ClosedQuestion]()
         for question_id, question in asked.items():
             form = _read_form(question)
             if isinstance(form, Unrecognised):
                 return form
             # the name of a task says nothing here: the questions are in the key, and the state is the observation
             constant = {"question": {key: question[key] for key in sorted(question)}, **others}
+            if any(constant == other.constant for other in questions):
+                return Unrecognised("repeated question")
             questions.append(ClosedQuestion(self.name, model, observation, constant, form, question_id=question_id))
         return tuple(questions)
 
