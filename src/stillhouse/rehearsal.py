@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stillhouse.agreement import rows_needed as audited_rows_needed
 from stillhouse.compress.search.greedy import search
 from stillhouse.compress.variants import target_from_student, variant_writer
 from stillhouse.config import AgentConfig, CascadeSettings, Compression, Fp32, fit_defaults, leaves
@@ -114,8 +115,7 @@ def _short_pass(config: AgentConfig, labelled: pd.DataFrame) -> Iterator[str]:
     yield f"student ({config.student.kind}): {result}"
     cascade = config.runtime.cascade
     if cascade is not None:
-        uncertain = float((student_probs.max(axis=1) < cascade.below).mean())
-        yield _check_cascade(config, cascade, seconds, uncertain)
+        yield _check_cascade(config, cascade, seconds, student_probs.max(axis=1))
 
 
 def _query_sample(teachers: ensemble.Ensemble, rows: pd.DataFrame) -> tuple[np.ndarray[Any, Any], float]:
@@ -297,11 +297,13 @@ def _require_budget(config: AgentConfig) -> None:
         )
 
 
-def _check_cascade(config: AgentConfig, cascade: CascadeSettings, seconds: float, uncertain: float) -> str:
+def _check_cascade(
+    config: AgentConfig, cascade: CascadeSettings, seconds: float, confidences: np.ndarray[Any, Any]
+) -> str:
     """Describe what the cascade would do with the rows of the short pass.
 
     :param seconds: time of the teachers for one row.
-    :param uncertain: share of rows that the student would pass to the teachers.
+    :param confidences: the student's largest probability of each row, ``[n]``.
     :raises ConfigError: if the teachers need more time for a row than the cascade allows.
     """
     limit = cascade.timeout.total_seconds()
@@ -310,10 +312,14 @@ def _check_cascade(config: AgentConfig, cascade: CascadeSettings, seconds: float
             f"{config.file}: runtime.cascade.timeout: the teachers took {seconds:.2g} s to answer, and "
             f"the limit is {limit:g} s, so the student would always decide: raise the limit, or remove the cascade"
         )
-    return (
-        f"cascade: the teacher answers in {1000 * seconds:.0f} ms; this student, trained in one short pass, would "
-        f"query it for {uncertain:.0%} of the rows"
-    )
+    speed = f"cascade: the teacher answers in {1000 * seconds:.0f} ms"
+    if (promise := cascade.promise) is not None:
+        return (
+            f"{speed}, and answers all rows until at least {audited_rows_needed(promise)} audited rows prove an "
+            f"agreement of {promise.agreement:.4g}"
+        )
+    uncertain = (confidences < (cascade.below or 0.0)).mean()
+    return f"{speed}; this student, trained in one short pass, would query it for {uncertain:.0%} of the rows"
 
 
 def _read_observations(config: AgentConfig) -> pd.DataFrame:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stillhouse.config.base import Duration, PositiveDuration, Section
+from stillhouse.records.agreement import Promise
 
 __all__ = ["CascadeSettings", "Runtime", "Upkeep"]
 
@@ -14,8 +16,28 @@ __all__ = ["CascadeSettings", "Runtime", "Upkeep"]
 class CascadeSettings(Section):
     """When the teacher decides instead of the student, and within which limits."""
 
-    below: float = Field(
-        gt=0, le=1, description="the teacher decides where the student's largest probability is below this"
+    below: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="the teacher decides where the student's largest probability is below this; or give `agreement`",
+    )
+    agreement: float | None = Field(
+        default=None,
+        gt=0.5,
+        lt=1,
+        description="promised share of the student's own answers that agree with the teacher; the threshold follows "
+        "from audited rows, in place of `below`",
+    )
+    confidence: float = Field(
+        default=0.95, ge=0.5, lt=1, description="probability with which a threshold keeps `agreement`"
+    )
+    audit: float = Field(
+        default=0.05,
+        gt=0,
+        le=1,
+        description="with `agreement`: share of all rows that the teacher is asked about whatever the student says; "
+        "the student never learns from them",
     )
     calls_per_day: int | None = Field(
         default=None,
@@ -29,6 +51,23 @@ class CascadeSettings(Section):
         default=timedelta(seconds=2),
         description="how long the agent waits for the teacher; after that the student's own decision stands",
     )
+
+    @model_validator(mode="after")
+    def _require_one_rule(self) -> Self:
+        if (self.below is None) == (self.agreement is None):
+            found = "neither" if self.below is None else "both"
+            raise ValueError(
+                f"says when the teacher decides by one of `below` and `agreement`, and here are {found}: keep "
+                "`agreement` to promise a share of answers as the teacher's, or `below` to give a threshold"
+            )
+        if self.agreement is None and (extra := sorted({"confidence", "audit"} & self.model_fields_set)):
+            raise ValueError(f"`{extra[0]}` belongs to `agreement`, and here is `below`: remove it, or promise one")
+        return self
+
+    @property
+    def promise(self) -> Promise | None:
+        """What is promised; None: the threshold is ``below``."""
+        return None if self.agreement is None else Promise(agreement=self.agreement, confidence=self.confidence)
 
 
 class Runtime(Section):

@@ -14,6 +14,15 @@ Times are timezone-aware UTC; windows are half-open, ``[start, end)``.
 
 from __future__ import annotations
 
+from stillhouse.records.agreement import (
+    NewAnswers,
+    Promise,
+    PromiseAlarm,
+    PromiseState,
+    PromiseStatus,
+    UnsureCluster,
+    UntaughtAnswer,
+)
 from stillhouse.records.base import Record, short_id
 from stillhouse.records.compression import CompressionCandidate, Frontier, LayerSensitivity, Saturation, SizeLimits
 from stillhouse.records.drift import (
@@ -110,11 +119,16 @@ __all__ = [
     "ModelRef",
     "ModelSource",
     "NamedQuality",
+    "NewAnswers",
     "PoolEvidence",
     "PoolMember",
     "PoolState",
     "PredictedGain",
     "Process",
+    "Promise",
+    "PromiseAlarm",
+    "PromiseState",
+    "PromiseStatus",
     "Proof",
     "Quality",
     "Questions",
@@ -140,6 +154,8 @@ __all__ = [
     "TeacherReport",
     "TeacherShare",
     "TeacherWeights",
+    "UnsureCluster",
+    "UntaughtAnswer",
     "Verdict",
     "VerdictResult",
     "Verification",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stillhouse.agreement.audits import load_audit_draw
 from stillhouse.config import AgentConfig, FittedDistillation, fit_defaults
 from stillhouse.distill import students
 from stillhouse.distill.augment import make_synthetic_rows
@@ -122,9 +123,12 @@ class RefreshData:
         return self._training_rows[key]
 
     def _limit_rows(self, window: Window) -> pd.DataFrame:
-        """Labelled rows up to ``windows.max_train_rows``, then unlabelled ones as far as there is room."""
+        """Labelled rows up to ``windows.max_train_rows``, then unlabelled ones as far as there is room.
+
+        Without the audited rows of a promised agreement: they show how far students agree that never learned from them.
+        """
         base, max_rows = self.base, self.base.config.windows.max_train_rows
-        rows = self.read_observations(window)
+        rows = _drop_audited(self.read_observations(window), base.config)
         labelled = base.limit(rows[rows["outcome"] >= 0].reset_index(drop=True), max_rows)
         room = None if max_rows is None else max_rows - len(labelled)
         if not base.config.asking.without_outcomes or room == 0:
@@ -133,6 +137,15 @@ class RefreshData:
         if unlabelled.empty:
             return labelled
         return pd.concat([labelled, unlabelled]).sort_values(["observed_at", "observation_id"], ignore_index=True)
+
+
+def _drop_audited(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
+    """The rows without those that the audit of ``runtime.cascade.agreement`` draws."""
+    cascade = config.runtime.cascade
+    if cascade is None or cascade.promise is None or rows.empty:
+        return rows
+    drawn = np.array(load_audit_draw().mask(rows["observation_id"].tolist(), cascade.audit))
+    return rows[~drawn].reset_index(drop=True)
 
 
 class TrainingRows:

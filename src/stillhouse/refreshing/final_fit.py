@@ -106,7 +106,8 @@ def make_final_fit(session: Session, verdict: Verdict) -> FinalFit | None:
 
     :param verdict: of the gate.
     :returns: its certificate; None if the challenger was not promoted or inconclusive, nothing was trained,
-        ``promotion.final_fit`` is ``never``, the recipe cannot be applied to it, or the files of the refresh are gone.
+        ``promotion.final_fit`` is ``never``, an agreement is promised (it rests on these rows),
+        the recipe cannot be applied to it, or the files of the refresh are gone.
     """
     inputs = _read_inputs(session, verdict)
     if inputs is None:
@@ -149,7 +150,9 @@ def _read_inputs(session: Session, verdict: Verdict) -> FinalFitInputs | None:
     """The stored inputs, where this refresh makes a final fit."""
     judged = verdict.kind == "gate" and verdict.result in ("promoted", "awaiting_approval", "inconclusive")
     file = Path(session.job.folder) / _INPUTS
-    if not judged or session.settings.promotion.final_fit == "never" or not file.exists():
+    cascade = session.settings.runtime.cascade
+    has_promise = cascade is not None and cascade.promise is not None  # the test window must stay unlearned
+    if not judged or has_promise or session.settings.promotion.final_fit == "never" or not file.exists():
         return None
     inputs = FinalFitInputs.model_validate_json(file.read_bytes())
     return inputs if get_mode(inputs.job).trains else None

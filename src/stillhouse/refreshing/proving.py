@@ -38,6 +38,7 @@ from stillhouse.records import (
     Window,
 )
 from stillhouse.refreshing.data import Array, RefreshData
+from stillhouse.refreshing.promising import write_promise
 from stillhouse.refreshing.session import Session
 from stillhouse.refreshing.students import read_columns
 from stillhouse.registry import names
@@ -64,6 +65,7 @@ PROOF_SECTIONS = ("actions", "observations", "quality", "promotion", "budgets", 
 
 def prove_challenger(session: Session, teacher: TeacherRef, student: StudentRef, frontier: Frontier) -> Proof:
     """Measure all models on the validation days, the test window and what a challenger should not forget."""
+    write_promise(session, teacher, frontier)
     champion = session.champion
     windows = read_proof_windows(session)
     yardsticks = load_yardsticks(session)

@@ -41,6 +41,7 @@ from stillhouse.runtime.clock import WallClock
 from stillhouse.runtime.contract_warnings import ContractWarning
 from stillhouse.runtime.day_budget import DayBudget
 from stillhouse.runtime.ids import DecisionIds, IdSubject
+from stillhouse.runtime.promise import AnsweredRow, AskedRows, SharedPromise
 from stillhouse.runtime.rows import MAX_AHEAD_MICROS, Batch, ObservationSchema, to_micros
 from stillhouse.runtime.status import Component, Problem, ProblemLog, Status, merge_problems
 from stillhouse.shown import escape_line
@@ -88,13 +89,18 @@ class PendingDecisions:
     champion: LoadedChampion
     probs: np.ndarray[Any, Any]
     """``[n, K]``: the student's, or the teacher's for rows that the teacher decides."""
-    unsure_rows: list[int]
-    """Indices of the rows below the cascade's confidence threshold."""
+    asked: AskedRows
+    """The rows that the teacher is to be asked about."""
     deciders: list[str]
     versions: list[str]
     teacher_events: list[TeacherAnswered] = field(default_factory=list)
     warnings: dict[int, list[ContractWarning]] = field(default_factory=dict)
     """Values outside the data contract, by row index."""
+
+    @property
+    def unsure_rows(self) -> list[int]:
+        """Indices of the rows that the teacher is to be asked about."""
+        return self.asked.rows
 
 
 class Agent:
@@ -153,6 +159,8 @@ class Agent:
             if self._budget is None
             else Cascade(self.config, self.schema, self._champions, self._budget, self.spool, self._problems)
         )
+        has_promise = limits is not None and limits.promise is not None
+        self._promise = SharedPromise(self.config, self._problems) if has_promise else None
         self._spool_failed, self._flush_problems = False, tuple[str, ...]()
         self._clock = WallClock()
         self._check_pointer()
@@ -222,22 +230,28 @@ class Agent:
             batch,
             champion,
             probs,
-            self._unsure_rows(probs),
+            self._rows_to_ask(champion, batch, probs),
             ["student"] * n,
             [champion.version] * n,
             warnings=self.schema.contract_checker.check(batch.values),
         )
 
     def ask_teacher(self, pending: PendingDecisions) -> None:
-        """Replace the student's answers by the teacher's where the student is unsure.
+        """Replace the student's answers by the teacher's where it is to be asked.
 
         Blocks up to the cascade's timeout. Rows that the teacher does not answer keep the student's answer.
         """
         if self._cascade is None or not pending.unsure_rows:
             return
-        result = self._cascade.answer(pending.champion, pending.batch.select(pending.unsure_rows))
+        students = pending.probs[pending.unsure_rows].argmax(axis=1)
+        result = self._cascade.answer(
+            pending.champion,
+            pending.batch.select(pending.unsure_rows),
+            on_late=lambda rows, probs: self._observe(pending, students, rows, probs),
+        )
         if result is None:
             return
+        self._observe(pending, students, range(len(students)), result.probs)
         pending.teacher_events += result.events
         for row, teacher_probs in zip(pending.unsure_rows, result.probs, strict=True):
             if not np.isnan(teacher_probs[0]):
@@ -305,11 +319,33 @@ class Agent:
         ]
         return event, decisions
 
-    def _unsure_rows(self, probs: np.ndarray[Any, Any]) -> list[int]:
+    def _rows_to_ask(self, champion: LoadedChampion, batch: Batch, probs: np.ndarray[Any, Any]) -> AskedRows:
+        if self._promise is not None:
+            return self._promise.select(champion.version, batch, probs)
         cascade = self.config.runtime.cascade
-        if cascade is None:
-            return []
-        return np.flatnonzero(probs.max(axis=1) < cascade.below).tolist()
+        return AskedRows.below(probs, 0.0 if cascade is None or cascade.below is None else cascade.below)
+
+    def _observe(
+        self,
+        pending: PendingDecisions,
+        students: np.ndarray[Any, Any],
+        rows: Sequence[int],
+        teacher_probs: np.ndarray[Any, Any],
+    ) -> None:
+        """Tell the promise what the teacher has answered.
+
+        :param students: the student's action of each row that the teacher was asked about.
+        :param rows: positions among these, one per row of ``teacher_probs`` ``[m, K]``; NaN: no answer.
+        """
+        if self._promise is None:
+            return
+        asked = pending.asked
+        answered = [
+            AnsweredRow(asked.confidences[i], asked.novelties[i], asked.blind[i], bool(probs.argmax() == students[i]))
+            for i, probs in zip(rows, teacher_probs, strict=True)
+            if not np.isnan(probs[0])
+        ]
+        self._promise.observe(pending.champion.version, answered)
 
     # ----------------------------------------------------------------- observations and outcomes
 
@@ -478,6 +514,7 @@ class Agent:
             cascade=self._cascade.counts() if self._cascade else {},
             teacher_calls=calls,
             teacher_cost=cost,
+            promise=self._promise.status() if self._promise else None,
             last_flush=self._last_flush,
         )
 
@@ -572,6 +609,8 @@ class Agent:
         if pointer is not None and (champion is None or champion.pointer != pointer):
             loaded = self._champions.load(pointer)
             self._decision_ids = DecisionIds(self.config.agent, pointer.knowledge_base)
+            if self._promise is not None:
+                self._promise.follow(loaded)
             self._champion, self._deciding_since = loaded, datetime.now(UTC)
         self._prepare_teacher()
 

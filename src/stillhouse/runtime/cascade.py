@@ -238,10 +238,14 @@ class Cascade:
 
     # ----------------------------------------------------------------- asking
 
-    def answer(self, champion: LoadedChampion, batch: Batch) -> CascadeResult | None:
+    def answer(
+        self, champion: LoadedChampion, batch: Batch, on_late: Callable[[Sequence[int], Array], None] | None = None
+    ) -> CascadeResult | None:
         """The answers of the champion's teacher to the observations; None if the student's answers all stand.
 
         Blocks up to ``runtime.cascade.timeout``.
+
+        :param on_late: is called with answers that come too late: indices of rows, and their probabilities ``[m, K]``.
         """
         loaded = self._loaded
         if loaded is None or not self._is_loaded(champion):
@@ -252,13 +256,21 @@ class Cascade:
         probs = self._cached_probs(loaded.teacher, rows)
         missing = np.flatnonzero(np.isnan(probs[:, 0]))
         self._count(remembered=len(batch) - len(missing))
-        result = self._ask_in_time(loaded, rows.iloc[missing], batch.select(missing.tolist()))
+
+        def take_late(result: CascadeResult) -> None:
+            self._record_late(result)
+            if on_late is not None:
+                on_late(missing.tolist(), result.probs)
+
+        result = self._ask_in_time(loaded, rows.iloc[missing], batch.select(missing.tolist()), take_late)
         if result is None:
             return CascadeResult(probs, loaded.teacher.version) if len(missing) < len(batch) else None
         probs[missing] = result.probs
         return CascadeResult(probs, loaded.teacher.version, result.events)
 
-    def _ask_in_time(self, loaded: _LoadedTeacher, rows: pd.DataFrame, batch: Batch) -> CascadeResult | None:
+    def _ask_in_time(
+        self, loaded: _LoadedTeacher, rows: pd.DataFrame, batch: Batch, on_late: Callable[[CascadeResult], None]
+    ) -> CascadeResult | None:
         """Ask about rows that are not cached; None if there is no result within the timeout."""
         if rows.empty:
             return None
@@ -272,7 +284,7 @@ class Cascade:
             finally:
                 self._slots.release()
 
-        question = _Question(ask, self._record_late)
+        question = _Question(ask, on_late)
         threading.Thread(target=question.run, name="stillhouse question", daemon=True).start()
         if not question.wait(self._timeout):
             self._count(late=len(rows))
@@ -381,7 +393,7 @@ class Cascade:
         self._problems.resolve("teacher")
 
     def counts(self) -> dict[str, int]:
-        """Number of rows below the confidence threshold, by result: see ``cascade`` of :class:`Status`."""
+        """Number of rows for the teacher, by result: see ``cascade`` of :class:`Status`."""
         with self._counts_lock:
             return dict(self._counts)
 

@@ -10,13 +10,13 @@ from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
-from stillhouse.records import Record
+from stillhouse.records import PromiseStatus, Record
 
 __all__ = ["COMPONENT_PROBLEMS", "Component", "Problem", "ProblemLog", "Status", "merge_problems"]
 
 log = logging.getLogger(__name__)
 
-Component = Literal["registry", "champion", "knowledge_base", "teacher", "spool", "supervisor", "clock"]
+Component = Literal["registry", "champion", "knowledge_base", "teacher", "spool", "supervisor", "clock", "promise"]
 
 COMPONENT_PROBLEMS: dict[Component, str] = {
     "registry": "MLflow does not answer",
@@ -24,6 +24,7 @@ COMPONENT_PROBLEMS: dict[Component, str] = {
     "knowledge_base": "recorded events cannot be moved into the knowledge base",
     "teacher": "the cascade's teacher fails, is late, or its budget is spent",
     "spool": "a spool is damaged, full, or cannot be written",
+    "promise": "the promised agreement with the teacher is not held at the usual coverage, or its state is unreadable",
     "clock": "the machine's clock was set while the process ran",
     "supervisor": "the server's workers exit unexpectedly, or it cannot follow, flush or report",
 }
@@ -49,7 +50,8 @@ class Status(Record):
     problems: dict[Component, Problem] = Field(
         description="registry: MLflow does not answer; champion: one cannot be used here; knowledge_base: a flush "
         "failed; teacher: it fails, is late, or its budget is spent; spool: one is damaged, full, or cannot be "
-        "written; supervisor: workers exit unexpectedly, or the server cannot follow, flush or report"
+        "written; supervisor: workers exit unexpectedly, or the server cannot follow, flush or report; promise: "
+        "fewer rows are answered since an alarm, or the state cannot be read or written"
     )
     spool_rows: int = Field(ge=0, description="rows that this process recorded and that were not flushed yet")
     decisions: dict[str, int] = Field(description="number of decisions since this process began, by decider")
@@ -57,12 +59,16 @@ class Status(Record):
         default_factory=dict, description="values outside the data contract since this process began, by column"
     )
     cascade: dict[str, int] = Field(
-        description="rows below the confidence threshold since this process began, by result: answered, remembered "
+        description="rows for the teacher since this process began (unsure, too novel, audited), by result: answered, "
+        "remembered "
         "(the teacher's earlier answer was reused), unanswered (no usable answer, or no budget), late, failed, "
         "not_asked (the teacher is not loaded, or is paused after a failure)"
     )
     teacher_calls: int = Field(ge=0, description="calls of the cascade on this machine today (UTC)")
     teacher_cost: float = Field(ge=0, description="cost of these calls, in the unit of the prices in the agent file")
+    promise: PromiseStatus | None = Field(
+        default=None, description="how far `runtime.cascade.agreement` is held on this machine; null: nothing promised"
+    )
     last_flush: AwareDatetime | None = Field(description="when this process last flushed the spools")
 
     @property
