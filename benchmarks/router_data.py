@@ -257,3 +257,138 @@ def _cross_fitted_answers(rows: pd.DataFrame, vectors: Array, actions: int) -> A
 def _uniform(texts: Sequence[str]) -> Array:
     """A number in 0 … 1 for each text, which is the same on every machine."""
     return np.array([int(hashlib.sha256(text.encode()).hexdigest()[:13], 16) / 16**13 for text in texts])
+
+
+# --------------------------------------------------------------------------- streams
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a stream.
+
+    :ivar rows: number of sentences.
+    :ivar arrived: groups of intents that have arrived by now; group 0 is there from the first day.
+    :ivar favoured: weight of the sentences of half of the intents, relative to the others.
+    :ivar scope: weight of the sentences out of scope.
+    :ivar changes: whether something changes at the beginning of the stage.
+    """
+
+    name: str
+    rows: int
+    arrived: int = 0
+    favoured: float = 1.0
+    scope: float = 0.0
+    changes: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a task, how many intents arrive later, and the share of all rows that is audited."""
+
+    stages: tuple[Stage, ...]
+    late: tuple[int, ...]
+    audit: float
+
+
+PLANS = {
+    "banking77": Plan(
+        (
+            Stage("first answers", 3000),
+            Stage("nothing changes", 1200),
+            Stage("7 answers arrive", 1200, arrived=1, changes=True),
+            Stage("shares shift", 1200, arrived=1, favoured=3.0, changes=True),
+            Stage("7 more arrive", 1200, arrived=2, favoured=3.0, changes=True),
+            Stage("nothing changes again", 1200, arrived=2, favoured=3.0),
+        ),
+        late=(7, 7),
+        audit=0.1,
+    ),
+    "clinc150": Plan(
+        (
+            Stage("first answers", 6000, scope=0.1),
+            Stage("nothing changes", 1800, scope=0.1),
+            Stage("6 answers arrive", 1800, arrived=1, scope=0.1, changes=True),
+            Stage("shares shift", 1800, arrived=1, favoured=3.0, scope=0.1, changes=True),
+            Stage("a flood out of scope", 1800, arrived=1, favoured=3.0, scope=0.5, changes=True),
+            Stage("nothing changes again", 1800, arrived=1, favoured=3.0, scope=0.05),
+        ),
+        late=(6,),
+        audit=0.02,
+    ),
+}
+HELD_SHARE = 0.2
+"""Of the rows that are asked while nothing is answered: nothing learns from them, thresholds are fitted on them."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Sentences in their order.
+
+    :ivar rows: positions in the task, int64 ``[n]``.
+    :ivar stage: number of the stage of each row ``[n]``.
+    :ivar audited: rows whose teacher is asked whatever the student says, bool ``[n]``; a draw of its own.
+    :ivar held: rows that nothing learns from if they are asked while nothing is answered, bool ``[n]``.
+    """
+
+    task: Task
+    stages: tuple[Stage, ...]
+    audit: float
+    seed: int
+    rows: Array
+    stage: Array
+    audited: Array
+    held: Array
+
+    @property
+    def texts(self) -> Array:
+        """The sentences, ``[n]``."""
+        texts: Array = self.task.rows["text"].to_numpy()[self.rows]
+        return texts
+
+    @property
+    def answers(self) -> Array:
+        """The language model's answers, int64 ``[n]``."""
+        answers: Array = self.task.rows["answer"].to_numpy()[self.rows]
+        return answers
+
+    @property
+    def labels(self) -> Array:
+        """The people's labels, int64 ``[n]``."""
+        labels: Array = self.task.rows["label"].to_numpy()[self.rows]
+        return labels
+
+    @property
+    def vectors(self) -> Array:
+        """MiniLM's vectors, float32 ``[n, 384]``."""
+        vectors: Array = self.task.vectors[self.rows]
+        return vectors
+
+
+def make_stream(task: Task, seed: int, size: float = 1.0) -> Stream:
+    """The stream of a seed: which intents arrive late, which are favoured, the order, and the audits.
+
+    :param size: of every stage, relative to the plan.
+    """
+    plan, generator = PLANS[task.name], np.random.default_rng([seed, len(task.actions)])
+    scope = task.actions.index(SCOPE) if SCOPE in task.actions else None
+    intents = generator.permutation([number for number in range(len(task.actions)) if number != scope])
+    group = np.zeros(len(task.actions), dtype=np.int64)
+    for number, count in enumerate(plan.late, start=1):
+        group[intents[:count]] = number
+        intents = intents[count:]
+    is_favoured = generator.random(len(task.actions)) < 0.5
+    left, labels = task.part("stream"), task.rows["label"].to_numpy()
+    rows, stages = [], []
+    for number, stage in enumerate(plan.stages):
+        weights = (group <= stage.arrived) * np.where(is_favoured, stage.favoured, 1.0)
+        if scope is not None:
+            weights[scope] = stage.scope
+        odds = weights[labels[left]]
+        chosen = generator.choice(len(left), round(size * stage.rows), replace=False, p=odds / odds.sum())
+        rows.append(left[chosen])
+        stages.append(np.full(len(chosen), number))
+        left = np.delete(left, chosen)
+    count = sum(map(len, rows))
+    audited, held = generator.random(count) < plan.audit, generator.random(count) < HELD_SHARE
+    stage_numbers = np.concatenate(stages)
+    return Stream(task, plan.stages, plan.audit, seed, np.concatenate(rows), stage_numbers, audited, held)
