@@ -20,12 +20,10 @@ Files lie in ``$STILLHOUSE_DATA``, or in stillhouse's user cache, and are verifi
 
 from __future__ import annotations
 
-import functools
 import gzip
 import hashlib
 import io
 import json
-import os
 import subprocess
 import sys
 import tempfile

@@ -19,7 +19,17 @@ import numpy as np
 
 from benchmarks.distillation_data import CACHE
 
-__all__ = ["FrozenEncoder", "Lesson", "Model", "Probabilistic", "StaticTokens", "TfIdf", "encoder_bytes", "encoder_ms", "fit_head"]
+__all__ = [
+    "FrozenEncoder",
+    "Lesson",
+    "Model",
+    "Probabilistic",
+    "StaticTokens",
+    "TfIdf",
+    "encoder_bytes",
+    "encoder_ms",
+    "fit_head",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -47,7 +57,9 @@ class Lesson:
     @property
     def key(self) -> str:
         """A digest of everything."""
-        digest = hashlib.sha256(json.dumps([list(self.texts), list(self.other_texts), self.actions, self.seed]).encode())
+        digest = hashlib.sha256(
+            json.dumps([list(self.texts), list(self.other_texts), self.actions, self.seed]).encode()
+        )
         digest.update(np.asarray(self.answers, dtype=np.int64).tobytes())
         return digest.hexdigest()
 

@@ -18,7 +18,6 @@ from stillhouse.distill.students import columns_of, new_student
 from stillhouse.distill.train import distil
 from stillhouse.distill.training_set import TrainingSet
 from stillhouse.distilling import DistilledStudent
-from stillhouse.errors import ExportError
 from stillhouse.parts import TextEncoderState
 from stillhouse.variant import Variant, encode
 
@@ -27,17 +26,17 @@ __all__ = ["OurStudent"]
 MAX_BYTES = 3_000_000
 STUDENT = {
     "kind": "text",
-    "encoder": {"type": "convolution", "width": 64, "filters": 96, "sizes": [1, 2, 3]},
+    "encoder": {"type": "convolution", "width": 48, "filters": 128, "sizes": [1, 2, 3]},
     "initialise": "teacher",
     "vocabulary": 4000,
-    "length": 32,
+    "length": 24,
     "widths": [],
     "dropout": 0.2,
 }
 DISTILLATION = {
     "temperature": 1.0,
     "outcome_weight": 0.5,
-    "epochs": 15,
+    "epochs": 10,
     "batch_size": 128,
     "learning_rate": 0.005,
     "controller": "fixed",

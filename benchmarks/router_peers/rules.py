@@ -10,7 +10,7 @@ import numpy as np
 from stillhouse.agreement import NoveltyGuard, PromiseKeeper
 from stillhouse.records.agreement import Promise
 
-__all__ = ["AGREEMENT", "CONFIDENCE", "OurPromise", "PointThreshold", "Rule"]
+__all__ = ["AGREEMENT", "CONFIDENCE", "Obedience", "OurPromise", "PointThreshold", "Rule"]
 
 Array = np.ndarray[Any, Any]
 
@@ -98,3 +98,14 @@ class PointThreshold:
 
     def observe(self, confidence: float, agrees: bool, novelty: float, blind: bool) -> None:
         return
+
+
+class Obedience(PointThreshold):
+    """A model that decides itself whether it answers: its confidence is 1 if it does, else 0."""
+
+    def fit(self, texts: Sequence[str], held_texts: Sequence[str], confidences: Array, agrees: Array) -> None:
+        self.threshold = 1.0
+
+    @property
+    def asks_all(self) -> bool:
+        return False

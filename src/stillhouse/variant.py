@@ -50,7 +50,6 @@ else:  # loaded by its path, on a device without stillhouse
 __all__ = [
     "PADDING",
     "UNKNOWN",
-    "CharacterGrams",
     "Encoder",
     "InputError",
     "RowDecision",
@@ -121,7 +120,7 @@ class Encoder:
             if column["type"] == "category"
         ]
         self._texts = [
-            (column["name"], _tokeniser(column), int(column["length"]))
+            (column["name"], WordPiece(column["tokens"]), int(column["length"]))
             for column in columns
             if column["type"] == "text"
         ]
@@ -327,19 +326,20 @@ def _to_list(column: Any) -> list[Any]:
     return list(column.to_numpy() if to_numpy else column)
 
 
-def _tokeniser(column: Mapping[str, Any]) -> _Tokeniser:
-    sizes = column.get("characters")
-    return WordPiece(column["tokens"]) if sizes is None else CharacterGrams(column["tokens"], *sizes)
+class WordPiece:
+    """WordPiece tokenizer: splits texts into BERT's basic words, and each word greedily into the longest known tokens.
 
-
-class _Tokeniser:
-    """Splits texts into the token ids of their words; the ids of what lies between two spaces are cached.
+    Control characters are removed, white space separates words, each punctuation mark and each Chinese character is a
+    word, accents are stripped, and letters lower-cased (Devlin et al. 2019, "BERT", and its reference tokenizer). A
+    word is matched from its beginning with the longest token; tokens after the first begin with ``##``. A word without
+    such a split, or with more than 100 characters, is the unknown token. The ids of words are cached.
 
     :param tokens: the vocabulary; a token's id is its position. 0 is padding and 1 unknown, whatever their names.
     """
 
     def __init__(self, tokens: Sequence[str]) -> None:
         self._ids = {token: i for i, token in enumerate(tokens) if i > UNKNOWN}
+        self._max_token_chars = max(map(len, self._ids), default=0)
         self._cache: dict[str, tuple[int, ...]] = {}
 
     def ids(self, text: str, max_length: int | None = None) -> list[int]:
@@ -368,58 +368,6 @@ class _Tokeniser:
                 self._cache.clear()
             self._cache[part] = pieces
         return pieces
-
-    def _split_word(self, word: str) -> list[int]:
-        raise NotImplementedError
-
-
-class CharacterGrams(_Tokeniser):
-    """The known character n-grams of each of BERT's basic words, which begins and ends with a space.
-
-    Bojanowski, Grave, Joulin and Mikolov 2017, "Enriching Word Vectors with Subword Information", §3.2, with a
-    vocabulary in place of hashing. Unknown n-grams are left out.
-
-    >>> CharacterGrams(["[PAD]", "[UNK]", " c", "ca", "at", "ard"], 2, 3).ids("Card cat")
-    [2, 3, 5, 2, 3, 4]
-
-    :param tokens: the vocabulary; 0 is padding, 1 is not used.
-    :param shortest: number of characters of the shortest n-grams.
-    :param longest: of the longest.
-    """
-
-    def __init__(self, tokens: Sequence[str], shortest: int, longest: int) -> None:
-        super().__init__(tokens)
-        self._sizes = range(shortest, longest + 1)
-
-    def _split_word(self, word: str) -> list[int]:
-        ids = map(self._ids.get, character_grams(word[:_MAX_WORD_CHARS], self._sizes))
-        return [i for i in ids if i is not None]
-
-
-def character_grams(word: str, sizes: range) -> list[str]:
-    """The n-grams of one word, shorter ones first.
-
-    >>> character_grams("at", range(2, 4))
-    [' a', 'at', 't ', ' at', 'at ']
-    """
-    padded = f" {word} "
-    return [padded[i : i + size] for size in sizes for i in range(len(padded) - size + 1)]
-
-
-class WordPiece(_Tokeniser):
-    """WordPiece tokenizer: splits texts into BERT's basic words, and each word greedily into the longest known tokens.
-
-    Control characters are removed, white space separates words, each punctuation mark and each Chinese character is a
-    word, accents are stripped, and letters lower-cased (Devlin et al. 2019, "BERT", and its reference tokenizer). A
-    word is matched from its beginning with the longest token; tokens after the first begin with ``##``. A word without
-    such a split, or with more than 100 characters, is the unknown token. The ids of words are cached.
-
-    :param tokens: the vocabulary; a token's id is its position. 0 is padding and 1 unknown, whatever their names.
-    """
-
-    def __init__(self, tokens: Sequence[str]) -> None:
-        super().__init__(tokens)
-        self._max_token_chars = max(map(len, self._ids), default=0)
 
     def _split_word(self, word: str) -> list[int]:
         if len(word) > _MAX_WORD_CHARS:

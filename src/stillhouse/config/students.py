@@ -13,7 +13,6 @@ __all__ = [
     "AnyEncoder",
     "AnyStudent",
     "BagEncoder",
-    "CharacterGrams",
     "ConvolutionEncoder",
     "ModuleStudent",
     "StudentSection",
@@ -107,22 +106,6 @@ class TransformerEncoder(Section):
 AnyEncoder = Annotated[BagEncoder | ConvolutionEncoder | TransformerEncoder, Field(discriminator="type")]
 
 
-class CharacterGrams(Section):
-    """n-grams of the characters of each word: related and misspelt words share them."""
-
-    shortest: int = Field(default=2, ge=1, le=8, description="characters of the shortest n-grams")
-    longest: int = Field(default=5, ge=1, le=8, description="characters of the longest n-grams")
-    vocabulary: int = Field(default=8000, ge=16, le=1 << 20, description="most n-grams of a text column")
-    length: int = Field(default=256, ge=1, le=4096, description="n-grams read of a text; the rest is left out")
-    width: int = Field(default=64, ge=2, le=4096, description="width of an embedding")
-
-    @model_validator(mode="after")
-    def _check_sizes(self) -> CharacterGrams:
-        if self.shortest > self.longest:
-            raise ValueError(f"shortest: {self.shortest} is more than `longest`, {self.longest}")
-        return self
-
-
 class TextStudent(StudentSection):
     """A small MLP on encoded texts, numbers and categories; the tokeniser is part of the student."""
 
@@ -132,9 +115,6 @@ class TextStudent(StudentSection):
     )
     vocabulary: int = Field(default=4000, ge=16, le=1 << 20, description="largest vocabulary of a text column (tokens)")
     length: int = Field(default=32, ge=1, le=512, description="tokens read of a text; the rest is cut off")
-    characters: CharacterGrams | None = Field(
-        default=None, description="a second encoder of each text: the mean of the embeddings of its character n-grams"
-    )
     initialise: Literal["none", "teacher"] = Field(
         default="none",
         description="teacher: initialise vocabulary, embeddings and, where they fit, layers from a teacher's text "

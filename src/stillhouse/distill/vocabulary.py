@@ -7,9 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from stillhouse.variant import WordPiece, basic_words, character_grams
+from stillhouse.variant import WordPiece, basic_words
 
-__all__ = ["cut_vocabulary", "frequent_grams", "grow_vocabulary"]
+__all__ = ["cut_vocabulary", "grow_vocabulary"]
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]")  # ids 0 and 1 of every vocabulary
 MAX_WORDS = 50_000  # the most frequent ones; rarer words are ignored
@@ -54,20 +54,6 @@ def cut_vocabulary(texts: Iterable[str], size: int, tokens: Sequence[str]) -> li
     single = sorted(seen & known, key=lambda token: (-uses[token], token))
     others = sorted(uses.keys() - set(single), key=lambda token: (-uses[token], token))
     return [*SPECIAL_TOKENS, *single, *others][:size]
-
-
-def frequent_grams(texts: Iterable[str], size: int, sizes: range) -> list[str]:
-    """At most ``size`` tokens: the character n-grams that occur most often, ties in alphabetical order.
-
-    >>> frequent_grams(["a cat", "a car"], 5, range(2, 3))
-    ['[PAD]', '[UNK]', ' a', ' c', 'a ']
-    """
-    uses = Counter[str]()
-    for word, count in _word_counts(texts).items():
-        for gram in character_grams(word, sizes):
-            uses[gram] += count
-    ordered = sorted(uses, key=lambda gram: (-uses[gram], gram))
-    return [*SPECIAL_TOKENS, *ordered][:size]
 
 
 def _word_counts(texts: Iterable[str]) -> Counter[str]:

@@ -52,8 +52,7 @@ def add_text_measures(
     :param model_columns: the columns of the watched model, with the ``tokens`` of each text.
     :raises SchemaError: if ``model_columns`` has no tokens of a watched text.
     """
-    texts_read = [column for column in model_columns if column["type"] == "text" and "characters" not in column]
-    tokens = {column["name"]: column["tokens"] for column in texts_read}
+    tokens = {column["name"]: column["tokens"] for column in model_columns if column["type"] == "text"}
     texts = [name for name, column in columns.items() if column.type == "text" and column.drift]
     if absent := [name for name in texts if name not in tokens]:
         raise SchemaError(f"the watched model reads no text {absent[0]!r}; it reads {sorted(tokens)}")

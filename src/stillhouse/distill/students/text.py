@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from stillhouse.distill.students.columns import ColumnStudent, StudentModule, co
 from stillhouse.distill.students.encoders import TextEncoder, new_encoder
 from stillhouse.distill.students.initial import initialise_from_teacher
 from stillhouse.distill.students.kinds import InputColumns, make_student, register_reader, text_columns
-from stillhouse.distill.vocabulary import cut_vocabulary, frequent_grams, grow_vocabulary
+from stillhouse.distill.vocabulary import cut_vocabulary, grow_vocabulary
 from stillhouse.errors import ConfigError
 from stillhouse.parts import TextEncoderState
 
@@ -27,17 +26,15 @@ __all__ = ["TextStudent"]
 
 
 class TextStudent(ColumnStudent):
-    """A small MLP on the vectors of text encoders, and on encoded numbers and categories.
+    """A small MLP on the vectors of text encoders, one per text column, and on encoded numbers and categories.
 
     The token ids of the texts are the last values of a row: 0 is padding, 1 the unknown token. An empty text consists
     of padding.
 
     :param edges: float ``[F, B + 1]``, see :class:`~stillhouse.distill.students.columns.ColumnStudent`.
     :param cardinalities: number of known values of each of the C categories.
-    :param texts: ``(V, L)`` of each encoder: the size of its vocabulary, and its number of token ids in a row.
+    :param texts: ``(V, L)`` of each text column: the size of its vocabulary, and its number of token ids in a row.
     :param encoder: the section that describes the text encoders; every text column has an encoder of its own.
-    :param characters: width of a second encoder of each text column, that of its character n-grams, which follows the
-        first; None: there is none.
     :param actions: K.
     :param widths: hidden units per layer; empty: the logits are linear in the encoded inputs.
     :param embedding: maximum embedding width of a category, or the width of each.
@@ -54,7 +51,6 @@ class TextStudent(ColumnStudent):
         widths: Sequence[int],
         embedding: int | Sequence[int] = 8,
         dropout: float = 0.0,
-        characters: int | None = None,
     ) -> None:
         super().__init__(edges, cardinalities, embedding)
         self.spec |= {
@@ -64,17 +60,10 @@ class TextStudent(ColumnStudent):
             "actions": actions,
             "widths": [int(w) for w in widths],
             "dropout": dropout,
-            **({} if characters is None else {"characters": characters}),
         }
         self.first_token = edges.shape[0] + len(cardinalities)
         self.lengths = [int(length) for _, length in texts]
-        sections: list[AnyEncoder] = [encoder]
-        if characters is not None:
-            sections.append(BagEncoder(type="bag", width=characters))
-        self.encoders = nn.ModuleList(
-            new_encoder(section, size, length, dropout)
-            for section, (size, length) in zip(itertools.cycle(sections), texts, strict=False)
-        )
+        self.encoders = nn.ModuleList(new_encoder(encoder, size, length, dropout) for size, length in texts)
         width = sum(module.width for module in self.encoders)  # type: ignore[misc]  # int; nn.Module hides it
         self.dropout = nn.Dropout(dropout)
         self.layers = output_layers(self.columns_width + width, widths, actions, dropout)
@@ -101,18 +90,12 @@ def _(
 ) -> StudentModule:
     texts = [column for column in columns if column["type"] == "text"]
     sizes = [(len(column["tokens"]), column["length"]) for column in texts]
-    student = TextStudent(
-        texts=sizes,
-        encoder=section.encoder,
-        characters=None if section.characters is None else section.characters.width,
-        **column_arguments(section, config, columns, x),
-    )
+    student = TextStudent(texts=sizes, encoder=section.encoder, **column_arguments(section, config, columns, x))
     if section.initialised_by_teacher:
         teacher = _require_initial(initial, config)
         for column, encoder in zip(texts, student.encoders, strict=True):
             assert isinstance(encoder, TextEncoder)
-            if "characters" not in column:
-                initialise_from_teacher(encoder, column["tokens"], teacher)
+            initialise_from_teacher(encoder, column["tokens"], teacher)
     return student
 
 
@@ -127,11 +110,6 @@ def _(
         texts, size = rows[name].dropna().astype(str), section.vocabulary
         tokens = grow_vocabulary(texts, size) if initial is None else cut_vocabulary(texts, size, initial.tokens)
         columns.append({"name": name, "type": "text", "tokens": tokens, "length": section.length})
-        if (grams := section.characters) is not None:
-            sizes = (grams.shortest, grams.longest)
-            tokens = frequent_grams(texts, grams.vocabulary, range(grams.shortest, grams.longest + 1))
-            column = {"name": name, "type": "text", "characters": sizes, "tokens": tokens, "length": grams.length}
-            columns.append(column)
     return columns
 
 
