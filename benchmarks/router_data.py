@@ -291,12 +291,12 @@ class Plan:
 PLANS = {
     "banking77": Plan(
         (
-            Stage("first answers", 3000),
-            Stage("nothing changes", 1200),
-            Stage("7 answers arrive", 1200, arrived=1, changes=True),
-            Stage("shares shift", 1200, arrived=1, favoured=3.0, changes=True),
-            Stage("7 more arrive", 1200, arrived=2, favoured=3.0, changes=True),
-            Stage("nothing changes again", 1200, arrived=2, favoured=3.0),
+            Stage("first answers", 4000),
+            Stage("nothing changes", 1000),
+            Stage("7 answers arrive", 1000, arrived=1, changes=True),
+            Stage("shares shift", 1000, arrived=1, favoured=3.0, changes=True),
+            Stage("7 more arrive", 1000, arrived=2, favoured=3.0, changes=True),
+            Stage("nothing changes again", 1000, arrived=2, favoured=3.0),
         ),
         late=(7, 7),
         audit=0.1,
@@ -314,7 +314,7 @@ PLANS = {
         audit=0.02,
     ),
 }
-HELD_SHARE = 0.2
+HELD_SHARE = 0.3
 """Of the rows that are asked while nothing is answered: nothing learns from them, thresholds are fitted on them."""
 
 

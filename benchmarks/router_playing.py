@@ -17,7 +17,7 @@ from benchmarks.router_peers.tools import TracerOwn, TracerScore, play_jevstille
 __all__ = ["CONTENDERS", "OURS", "Contender", "play"]
 
 OURS = "stillhouse"
-HELD_ROWS = 800
+HELD_ROWS = 1500
 """Newest blind rows that a threshold is fitted on."""
 
 Array = np.ndarray[Any, Any]
