@@ -240,4 +240,5 @@ def contents_to_count(
     is_answered = ~np.isnan(probs[:, 0])
     if any(leaf.teacher.kind == "recorded" for leaf in leaves(settings.teachers)):
         is_answered &= sample["observation_id"].isin(labelled).to_numpy()
-    return sample["content_key"][is_answered]
+    contents: pd.Series[str] = sample["content_key"][is_answered]
+    return contents
