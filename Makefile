@@ -70,13 +70,9 @@ test-api: install .venv-peers/schemathesis/.installed  ## test the server agains
 test-clients: install .venv-peers/clients/.installed  ## test the front door with clients of language models as they are (110 MB, once)
 	@$(BIN)/python -m pytest -m slow -rs tests/gateway/test_clients.py
 
-# what cannot be installed is named, and its tests are skipped: the others run all the same
 .venv-peers/clients/.installed: environments/clients.txt
 	@$(PYTHON) -m venv .venv-peers/clients
-	@export PIP_CONSTRAINT=; pip="$(CURDIR)/.venv-peers/clients/bin/pip install --quiet"; \
-	  $$pip --requirement environments/clients.txt || grep -v '^#' environments/clients.txt | while read -r line; do \
-	    $$pip --no-deps "$$line" </dev/null || echo "not installed: $$line"; \
-	  done
+	@PIP_CONSTRAINT= .venv-peers/clients/bin/pip install --quiet --requirement environments/clients.txt
 	@touch $@
 
 bench: install  ## run one benchmark: make bench NAME=loop

@@ -256,7 +256,7 @@ def copy_tables(root: Path, target_folder: Path, compact: bool) -> None:
 
     shutil.copytree(root, target_folder, copy_function=copy_file)
     if compact:
-        for table in target_folder.iterdir():
+        for table in filter(Path.is_dir, target_folder.iterdir()):
             delta = DeltaTable(str(table))
             delta.optimize.compact(target_size=Upkeep().target_bytes)
             delta.create_checkpoint()

@@ -44,6 +44,7 @@ STATE_NAMES: Mapping[VerdictResult, str] = {
     "awaiting_approval": "Awaiting approval",
     "rolled_back": "Rolled back",
     "rejected": "Rejected",
+    "forgotten": "Forgotten",
 }
 """Name of the final state of a run by the result of its verdict. See also :func:`state_name`."""
 

@@ -27,6 +27,8 @@ from stillhouse.records import ForgetRequest
 from tests.flows import clerk
 from tests.knowledge.test_erasing import files_with
 
+pytestmark = pytest.mark.slow  # the clerk's refresh and watch take a minute
+
 CANARY = "please drop the zqx taxi of Ms. Canary-Vogel"
 OWN_ID = "person-7f"
 
@@ -47,6 +49,7 @@ def clerk_home(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STILLHOUSE_AGENTS", str(folder / "agents"))
         patch.setenv("STILLHOUSE_HOME", str(folder / "home"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setattr(clerk, "HISTORY", history)
         for time in (day(8), day(15), day(22)):  # in the training window, the first row of the test window, the watch
             row = history.index[history["observed_at"] >= time][0]

@@ -130,9 +130,19 @@ def _read_file(agent: str, file: Path, journal: Journal, findings: Findings) -> 
             "restored from an older backup"
         )
     else:
-        in_file, in_journal = (one.model_dump(mode="json") for one in (verdict, recorded))
+        in_file, in_journal = (_dump_whole(one) for one in (verdict, recorded))
         findings.compare(f"the file {file.name} beside the journal", in_file, in_journal)
     return verdict
+
+
+def _dump_whole(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as JSON, its certificate with all defaults: a file states them, and the journal need not."""
+    content = verdict.model_dump(mode="json")
+    evidence = content["evidence"]
+    for name, record in (("certificate", Certificate), ("examination", Examination)):
+        if name in evidence:
+            evidence[name] = record.model_validate(evidence[name]).model_dump(mode="json")
+    return content
 
 
 def _judge_content(content: dict[str, Any]) -> Verdict:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory, mkdtemp
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from stillhouse.errors import RegistryError, SignatureError
 from stillhouse.files import write_atomic
@@ -43,9 +45,8 @@ def write_local(root: str, path: str, content: bytes) -> bool:
     """
     if not _is_local(root):
         return False
-    from mlflow.utils.file_utils import local_file_uri_to_path
-
-    folder = local_file_uri_to_path(root)  # type: ignore[no-untyped-call]
+    address = urlsplit(root)
+    folder = url2pathname(address.path) if address.scheme == "file" else root
     write_atomic(Path(folder) / path, content, durable=True)
     return True
 
