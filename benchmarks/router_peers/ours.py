@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.router_peers.models import Array, Lesson, Probabilistic, fit_head
+from benchmarks.router_peers.models import Array, Lesson, Probabilistic, fit_head, token_vectors
 from stillhouse.config import AgentConfig
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.distill.train import distil
@@ -26,15 +26,16 @@ __all__ = ["OurStudent"]
 MAX_BYTES = 3_000_000
 STUDENT = {
     "kind": "text",
-    "encoder": {"type": "convolution", "width": 64, "filters": 192, "sizes": [1, 2, 3]},
+    "encoder": {"type": "convolution", "width": 128, "filters": 192, "sizes": [1, 2, 3]},
     "initialise": "teacher",
-    "vocabulary": 4000,
+    "freeze": True,
+    "vocabulary": 12_000,
     "length": 20,
     "widths": [384],
     "dropout": 0.1,
 }
 DISTILLATION = {
-    "losses": [{"type": "hinton"}, {"type": "hints"}],
+    "losses": [{"type": "hinton"}, {"type": "hints", "weight": 3.0}],
     "temperature": 1.0,
     "outcome_weight": 0.3,
     "epochs": 12,
@@ -133,9 +134,15 @@ def head_probabilities(lesson: Lesson) -> Array:
 
 @functools.cache
 def initial() -> TextEncoderState:
-    """MiniLM's tokens and embeddings, from which the student's are initialised."""
+    """MiniLM's tokens with its vector of each token alone, from which the student's embeddings are made."""
     from examples.router import MiniLM
 
     state: Any = MiniLM().text_encoder()
     assert isinstance(state, TextEncoderState)
-    return state
+    known = token_vectors()
+    vectors = np.zeros((len(state.tokens), known.vectors.shape[1]), dtype=np.float32)
+    index = {token: number for number, token in enumerate(state.tokens)}
+    for token, vector in zip(known.tokens, known.vectors, strict=True):
+        if token in index:
+            vectors[index[token]] = vector
+    return TextEncoderState(state.tokens, vectors)
