@@ -94,7 +94,9 @@ def main() -> None:
         for name in tasks:
             task = Loaded(name)
             results[name][seed] = {
-                contender: play_or_read(folder, task, contender, seed, size) for contender in contenders
+                contender: play_or_read(folder, task, contender, seed, size)
+                for contender in contenders
+                if name in CONTENDERS[contender].tasks
             }
     goals = goals_of(results)
     if options.quick or options.only:
@@ -276,7 +278,8 @@ def detail_of(results: Results) -> dict[str, Any]:
         "breaches": {name: _breach_summary(results, name) for name in CONTENDERS},
         "below_floor": {task: _below_floor(task, by_seed) for task, by_seed in results.items()},
         "savings": {
-            task: {name: _mean_savings(by_seed, name) for name in CONTENDERS} for task, by_seed in results.items()
+            task: {name: _mean_savings(by_seed, name) for name in next(iter(by_seed.values()))}
+            for task, by_seed in results.items()
         },
         "results": {task: {str(seed): value for seed, value in by_seed.items()} for task, by_seed in results.items()},
     }
@@ -285,7 +288,7 @@ def detail_of(results: Results) -> dict[str, Any]:
 def _coverage_by_stage(by_seed: Mapping[int, Mapping[str, Result]]) -> dict[str, Any]:
     """Mean coverage by stage, size and latency of each contender."""
     summary = {}
-    for name in CONTENDERS:
+    for name in next(iter(by_seed.values())):
         each = [by_contender[name] for by_contender in by_seed.values()]
         stages = range(len(each[0]["stages"]))
         summary[name] = {
@@ -306,7 +309,7 @@ def _below_floor(task: str, by_seed: Mapping[int, Mapping[str, Result]]) -> dict
     """By changed stage, mean over seeds: sentences answered before the reaction where they agree less than promised."""
     changed = [number for number, stage in enumerate(PLANS[task].stages[1:]) if stage.changes]
     table: dict[str, list[float]] = {}
-    for name in CONTENDERS:
+    for name in next(iter(by_seed.values())):
         table[name] = []
         for number in changed:
             counts = [by_contender[name]["stages"][number][REACTION] for by_contender in by_seed.values()]

@@ -291,12 +291,12 @@ class Plan:
 PLANS = {
     "banking77": Plan(
         (
-            Stage("first answers", 4000),
-            Stage("nothing changes", 1000),
-            Stage("7 answers arrive", 1000, arrived=1, changes=True),
-            Stage("shares shift", 1000, arrived=1, favoured=3.0, changes=True),
-            Stage("7 more arrive", 1000, arrived=2, favoured=3.0, changes=True),
-            Stage("nothing changes again", 1000, arrived=2, favoured=3.0),
+            Stage("first answers", 5000),
+            Stage("nothing changes", 900),
+            Stage("7 answers arrive", 900, arrived=1, changes=True),
+            Stage("shares shift", 900, arrived=1, favoured=3.0, changes=True),
+            Stage("7 more arrive", 900, arrived=2, favoured=3.0, changes=True),
+            Stage("nothing changes again", 900, arrived=2, favoured=3.0),
         ),
         late=(7, 7),
         audit=0.1,
@@ -314,7 +314,7 @@ PLANS = {
         audit=0.02,
     ),
 }
-HELD_SHARE = 0.3
+HELD_SHARE = 0.4
 """Of the rows that are asked while nothing is answered: nothing learns from them, thresholds are fitted on them."""
 
 

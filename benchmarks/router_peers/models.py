@@ -228,8 +228,9 @@ class StaticTokens(Probabilistic):
 
 @dataclass(frozen=True)
 class TokenVectors:
-    """MiniLM's vector of each token of its vocabulary, float32 ``[V, 384]``."""
+    """MiniLM's vector of each token of its vocabulary, float32 ``[V, 384]``; that of the first two is zero."""
 
+    tokens: Sequence[str]
     pieces: Any
     vectors: Array
 
@@ -250,7 +251,7 @@ def token_vectors() -> TokenVectors:
         partial = file.with_suffix(".partial.npy")
         np.save(partial, np.vstack([np.zeros((2, vectors.shape[1]), np.float32), vectors]).astype(np.float16))
         partial.replace(file)
-    return TokenVectors(WordPiece(ordered), np.load(file).astype(np.float32))
+    return TokenVectors(ordered, WordPiece(ordered), np.load(file).astype(np.float32))
 
 
 def _embed_tokens(ids: Sequence[int]) -> Array:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.distillation_data import agent
-from benchmarks.router_peers.models import Array, Lesson, Probabilistic, fit_head
+from benchmarks.router_peers.models import Array, Lesson, Probabilistic, fit_head, token_vectors
+from stillhouse.config import AgentConfig
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.distill.train import distil
 from stillhouse.distill.training_set import TrainingSet
@@ -26,17 +26,19 @@ __all__ = ["OurStudent"]
 MAX_BYTES = 3_000_000
 STUDENT = {
     "kind": "text",
-    "encoder": {"type": "convolution", "width": 48, "filters": 128, "sizes": [1, 2, 3]},
+    "encoder": {"type": "convolution", "width": 128, "filters": 192, "sizes": [1, 2, 3]},
     "initialise": "teacher",
-    "vocabulary": 4000,
-    "length": 24,
-    "widths": [],
-    "dropout": 0.2,
+    "freeze": True,
+    "vocabulary": 12_000,
+    "length": 20,
+    "widths": [384],
+    "dropout": 0.1,
 }
 DISTILLATION = {
+    "losses": [{"type": "hinton"}, {"type": "hints", "weight": 3.0}],
     "temperature": 1.0,
-    "outcome_weight": 0.5,
-    "epochs": 10,
+    "outcome_weight": 0.3,
+    "epochs": 12,
     "batch_size": 128,
     "learning_rate": 0.005,
     "controller": "fixed",
@@ -51,14 +53,15 @@ class OurStudent(Probabilistic):
 
     The second teacher is MiniLM with logistic regression, fitted on the language model's answers. It gives
     probabilities: cross-fitted where the language model answered, and of the whole head for sentences that were
-    answered locally, whose text is all that is known. Nothing of it is needed to decide.
+    answered locally, whose text is all that is known. Its vectors are hints for the hidden layer. Nothing of it is
+    needed to decide.
     """
 
     def __init__(self, lesson: Lesson) -> None:
         probs = np.vstack([cross_fitted(lesson), head_probabilities(lesson)])
         labels = np.concatenate([lesson.answers, np.full(len(lesson.other_texts), -1)])
         rows = pd.DataFrame({"text": [*lesson.texts, *lesson.other_texts]})
-        config = agent({"text": {"type": "text"}}, lesson.actions, STUDENT, seed=lesson.seed, **DISTILLATION)
+        config = agent_file(lesson.actions, lesson.seed)
         is_validation = np.zeros(len(rows), dtype=bool)
         draws = np.random.default_rng(lesson.seed).random(len(lesson.texts))
         is_validation[: len(lesson.texts)] = draws < VALIDATION_SHARE
@@ -66,7 +69,10 @@ class OurStudent(Probabilistic):
         columns = columns_of(config, learned, initial())
         x = encode(learned, columns)
         student = new_student(config, columns, x, initial())
-        training_set = TrainingSet(x, probs[~is_validation], labels[~is_validation], 0, tokens=x.shape[1])
+        features = np.vstack([lesson.vectors, lesson.other_vectors]) * np.float32(np.sqrt(lesson.vectors.shape[1]))
+        training_set = TrainingSet(
+            x, probs[~is_validation], labels[~is_validation], 0, features[~is_validation], tokens=x.shape[1]
+        )
         distil(student, training_set, config.distillation)
         distilled = DistilledStudent(student, tuple(columns), config, rows, probs, labels, is_validation)
         self.folder = Path(tempfile.mkdtemp(prefix="router-")) / "variant"
@@ -81,6 +87,24 @@ class OurStudent(Probabilistic):
 
     def decide(self, text: str) -> None:
         self.variant.predict_proba({"text": text})
+
+
+def agent_file(actions: int, seed: int) -> AgentConfig:
+    """The agent that the student belongs to."""
+    teacher = {"kind": "python", "name": "minilm", "target": "x:y", "learns": False, "features": True}
+    return AgentConfig.model_validate(
+        {
+            "agent": "router",
+            "actions": [f"a{number}" for number in range(actions)],
+            "observations": {"source": "x:y", "since": "2026-01-01T00:00:00Z", "columns": {"text": {"type": "text"}}},
+            "outcomes": {"source": "x:y", "delay": "1d"},
+            "teachers": [teacher],
+            "student": STUDENT,
+            "distillation": {**DISTILLATION, "seed": seed},
+            "watch": {},
+            "windows": {"train": "8w", "test": "1w", "current": "7d"},
+        }
+    )
 
 
 def compress(student: DistilledStudent, folder: Path) -> Variant:
@@ -110,9 +134,15 @@ def head_probabilities(lesson: Lesson) -> Array:
 
 @functools.cache
 def initial() -> TextEncoderState:
-    """MiniLM's tokens and embeddings, from which the student's are initialised."""
+    """MiniLM's tokens with its vector of each token alone, from which the student's embeddings are made."""
     from examples.router import MiniLM
 
     state: Any = MiniLM().text_encoder()
     assert isinstance(state, TextEncoderState)
-    return state
+    known = token_vectors()
+    vectors = np.zeros((len(state.tokens), known.vectors.shape[1]), dtype=np.float32)
+    index = {token: number for number, token in enumerate(state.tokens)}
+    for token, vector in zip(known.tokens, known.vectors, strict=True):
+        if token in index:
+            vectors[index[token]] = vector
+    return TextEncoderState(state.tokens, vectors)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import tracer
+from tracer.api import fit as fit_traces
 from tracer.fit import pipeline
 
 TREES = ("dt", "rf", "et", "gbt", "xgb")
@@ -58,7 +59,7 @@ def fit(source: str, mode: str, folder: Path):
     config = tracer.FitConfig(
         target_teacher_agreement=target, frontier_targets=(target,), skip_candidates=TREES, verbose=False
     )
-    tracer.fit(traces, folder / "artifact", embeddings=vectors, config=config)
+    fit_traces(traces, folder / "artifact", embeddings=vectors, config=config)
     try:
         router = tracer.load_router(folder / "artifact")
     except ValueError:  # nothing met the target

@@ -120,12 +120,23 @@ class TextStudent(StudentSection):
         description="teacher: initialise vocabulary, embeddings and, where they fit, layers from a teacher's text "
         "encoder",
     )
+    freeze: bool = Field(
+        default=False,
+        description="embeddings stay the teacher's, and the vocabulary is filled up with tokens of the teacher that no "
+        "training text has, so that such a word means what similar words mean; needs `initialise: teacher`",
+    )
     widths: tuple[Annotated[int, Field(ge=2, le=4096)], ...] = Field(
         default=(128,), description="hidden units per layer; []: the logits are linear in the encoded input"
     )
     bins: int = Field(default=12, ge=2, le=256, description="quantile bins of the piecewise-linear encoding of numbers")
     embedding: int = Field(default=8, ge=1, le=256, description="largest embedding width of a category")
     dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check_freeze(self) -> TextStudent:
+        if self.freeze and self.initialise == "none":
+            raise ValueError("freeze: only embeddings of a teacher can be kept: write `initialise: teacher`")
+        return self
 
     @property
     def reads_text(self) -> bool:

@@ -135,7 +135,9 @@ def _grow_texts(student: Student, columns: Columns) -> None:
         assert isinstance(encoder, TextEncoder)
         weight = encoder.embedding.weight.detach()
         unknown = weight[UNKNOWN : UNKNOWN + 1]
+        is_trained = encoder.embedding.weight.requires_grad
         encoder.embedding = _embedding(torch.cat([weight, unknown.repeat(len(column["tokens"]) - len(weight), 1)]))
+        encoder.embedding.weight.requires_grad_(is_trained)
     if texts:
         student.spec["texts"] = [[len(column["tokens"]), column["length"]] for column in texts]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from stillhouse.distill.balance import LossBalance
@@ -92,16 +92,20 @@ class GradientProbe:
         gain: list[float] = ((2 * slopes - other @ (metric * other) + squared_norm) / squared_norm).tolist()
         return gain
 
+    def _parameters(self) -> list[nn.Parameter]:
+        """The student's parameters that are trained."""
+        return [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+
     def _gradient(self, loss: Tensor) -> Tensor:
         """Gradient by the student's parameters, flat ``[P]``."""
-        parameters = list(self.student.parameters())
+        parameters = self._parameters()
         gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
         pairs = zip(parameters, gradients, strict=True)
         return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in pairs])
 
     def _preconditioner(self) -> Tensor:
         """What AdamW multiplies a gradient by, up to a constant factor, ``[P]``."""
-        moments = [self.optimiser.state[p]["exp_avg_sq"].flatten() for p in self.student.parameters()]
+        moments = [self.optimiser.state[p]["exp_avg_sq"].flatten() for p in self._parameters()]
         root = torch.cat(moments).sqrt()
         preconditioner: Tensor = root.mean() / (root + _DAMPING * root.mean() + _EPSILON)
         return preconditioner
@@ -111,7 +115,7 @@ class GradientProbe:
         norm = direction.norm()
         if norm == 0:
             return torch.zeros(len(self.validation), device=self.device)
-        parameters = list(self.student.parameters())
+        parameters = self._parameters()
         parts = direction.split([parameter.numel() for parameter in parameters])
         losses: list[Tensor] = []
         with torch.no_grad():

@@ -39,8 +39,15 @@ def grow_vocabulary(texts: Iterable[str], size: int) -> list[str]:
     return tokens
 
 
-def cut_vocabulary(texts: Iterable[str], size: int, tokens: Sequence[str]) -> list[str]:
-    """At most ``size`` of a teacher's ``tokens``: the single characters of the texts, then tokens by frequency."""
+def cut_vocabulary(texts: Iterable[str], size: int, tokens: Sequence[str], *, fill: bool = False) -> list[str]:
+    """At most ``size`` of a teacher's ``tokens``: the single characters of the texts, then tokens by frequency.
+
+    >>> cut_vocabulary(["a cat"], size=5, tokens=["a", "cat", "dog", "##s"], fill=True)
+    ['[PAD]', '[UNK]', 'a', 'cat', 'dog']
+
+    :param fill: whether words of the teacher that the texts lack follow, in the teacher's order: BERT's vocabulary has
+        frequent words first.
+    """
     ordered = [*SPECIAL_TOKENS, *dict.fromkeys(token for token in tokens if token not in SPECIAL_TOKENS)]
     pieces, uses = WordPiece(ordered), Counter[str]()
     seen: set[str] = set()
@@ -53,7 +60,11 @@ def cut_vocabulary(texts: Iterable[str], size: int, tokens: Sequence[str]) -> li
     known = set(ordered)
     single = sorted(seen & known, key=lambda token: (-uses[token], token))
     others = sorted(uses.keys() - set(single), key=lambda token: (-uses[token], token))
-    return [*SPECIAL_TOKENS, *single, *others][:size]
+    cut = [*SPECIAL_TOKENS, *single, *others]
+    if fill:
+        used = set(cut)
+        cut += [token for token in ordered if len(token) > 1 and token.isalpha() and token not in used]
+    return cut[:size]
 
 
 def _word_counts(texts: Iterable[str]) -> Counter[str]:

@@ -269,3 +269,31 @@ def test_missing_teacher_encoder_is_refused() -> None:
     frame, _ = rows(50)
     with pytest.raises(ConfigError, match=r"student.initialise: is 'teacher', and none of the teachers offers"):
         columns_of(agent(initialise="teacher"), frame)
+
+
+def test_frozen_embeddings_stay_the_teachers(tmp_path: Path) -> None:
+    """Also those of words that no training text has; the adaptive controller compares gradients of the others."""
+    config = agent(initialise="teacher", freeze=True, encoder={"type": "bag", "width": WIDE})
+    settings = config.distillation.model_copy(update={"controller": "adaptive", "epochs": 4})
+    frame, labels = rows(90)
+    columns = columns_of(config, frame, initial())
+    x = encode(frame, columns)
+    student = new_student(config, columns, x, initial())
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    sizes = input_widths(columns)
+    learned, held = (
+        TrainingSet(x[part], np.eye(3)[labels[part]] * 0.9 + 1 / 30, labels[part], sizes.numbers, tokens=sizes.tokens)
+        for part in (slice(0, 60), slice(60, None))
+    )
+    distil(student, learned, settings, validation=held)
+    changed = {name for name, value in student.state_dict().items() if not torch.equal(value, before[name])}
+    assert "encoders.0.embedding.weight" not in changed
+    assert "layers.0.weight" in changed
+    assert set(columns[-1]["tokens"]) >= {token for token in TEACHER_TOKENS if token.isalpha() and len(token) > 1}
+    save(student, tmp_path)
+    assert not load(tmp_path).encoders[0].embedding.weight.requires_grad  # type: ignore[union-attr,index]
+
+
+def test_nothing_is_frozen_without_a_teacher() -> None:
+    with pytest.raises(ValueError, match=r"freeze: only embeddings of a teacher can be kept"):
+        agent(freeze=True)

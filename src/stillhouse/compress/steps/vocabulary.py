@@ -76,5 +76,6 @@ def _frequent_tokens(tokens: Any, ids: np.ndarray[Any, Any], ratio: float) -> li
 
 
 def _select_rows(table: nn.Embedding, index: list[int]) -> nn.Embedding:
-    smaller: nn.Embedding = nn.Embedding.from_pretrained(table.weight.detach()[index].clone(), freeze=False)
+    weight, frozen = table.weight.detach()[index].clone(), not table.weight.requires_grad
+    smaller: nn.Embedding = nn.Embedding.from_pretrained(weight, freeze=frozen)
     return smaller

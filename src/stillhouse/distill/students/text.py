@@ -39,6 +39,7 @@ class TextStudent(ColumnStudent):
     :param widths: hidden units per layer; empty: the logits are linear in the encoded inputs.
     :param embedding: maximum embedding width of a category, or the width of each.
     :param dropout: of hidden units and of text vectors.
+    :param frozen: whether the embeddings of tokens are never trained.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class TextStudent(ColumnStudent):
         widths: Sequence[int],
         embedding: int | Sequence[int] = 8,
         dropout: float = 0.0,
+        frozen: bool = False,
     ) -> None:
         super().__init__(edges, cardinalities, embedding)
         self.spec |= {
@@ -60,10 +62,13 @@ class TextStudent(ColumnStudent):
             "actions": actions,
             "widths": [int(w) for w in widths],
             "dropout": dropout,
+            **({"frozen": True} if frozen else {}),
         }
         self.first_token = edges.shape[0] + len(cardinalities)
         self.lengths = [int(length) for _, length in texts]
         self.encoders = nn.ModuleList(new_encoder(encoder, size, length, dropout) for size, length in texts)
+        for module in self.encoders if frozen else ():
+            module.embedding.weight.requires_grad_(False)  # type: ignore[operator,union-attr]
         width = sum(module.width for module in self.encoders)  # type: ignore[misc]  # int; nn.Module hides it
         self.dropout = nn.Dropout(dropout)
         self.layers = output_layers(self.columns_width + width, widths, actions, dropout)
@@ -90,7 +95,8 @@ def _(
 ) -> StudentModule:
     texts = [column for column in columns if column["type"] == "text"]
     sizes = [(len(column["tokens"]), column["length"]) for column in texts]
-    student = TextStudent(texts=sizes, encoder=section.encoder, **column_arguments(section, config, columns, x))
+    arguments = column_arguments(section, config, columns, x)
+    student = TextStudent(texts=sizes, encoder=section.encoder, frozen=section.freeze, **arguments)
     if section.initialised_by_teacher:
         teacher = _require_initial(initial, config)
         for column, encoder in zip(texts, student.encoders, strict=True):
@@ -108,7 +114,10 @@ def _(
     columns = []
     for name in config.observations.texts:
         texts, size = rows[name].dropna().astype(str), section.vocabulary
-        tokens = grow_vocabulary(texts, size) if initial is None else cut_vocabulary(texts, size, initial.tokens)
+        if initial is None:
+            tokens = grow_vocabulary(texts, size)
+        else:
+            tokens = cut_vocabulary(texts, size, initial.tokens, fill=section.freeze)
         columns.append({"name": name, "type": "text", "tokens": tokens, "length": section.length})
     return columns
 
