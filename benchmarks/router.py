@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.router`` takes about eight minutes of one core per seed, and the first time twenty more for
 MiniLM's vectors, the teacher of CLINC150 and the peers' environments. ``--quick`` takes under two: two
-fifths of BANKING77's stream, four contenders, one seed, no file written. Each contender's result is cached for its seed, so an
-interrupted run continues.
+fifths of BANKING77's stream, four contenders, one seed, no file written. Each contender's result is cached for its
+seed, so an interrupted run continues.
 
 **Streams** (:mod:`benchmarks.router_data`): BANKING77 with what a real language model answered, and CLINC150 with its
 sentences out of scope. Answers arrive in stages, shares shift, and on CLINC150 there is a flood out of scope. There are
@@ -11,8 +11,8 @@ no dates in either: the drift is staged.
 
 **Protocol**, the same for all. In the first stage everything is asked. At the end of each stage a new local model is
 fitted, from scratch, on what was answered so far: first answers and those of the sentences that the local model was not
-allowed to answer. Three tenths of the sentences asked while nothing is answered, and the random audit of later ones, are
-learned from by nothing; thresholds are fitted on the newest of these. In a stage, a sentence is answered locally if the
+allowed to answer. Three tenths of the sentences asked while nothing is answered, and the random audit of later ones,
+are learned from by nothing; thresholds are fitted on the newest of these. In a stage, a sentence is answered locally if the
 rule allows it, and asked otherwise.
 
 **Rules**: *own* is the tool's (jevstiller, tracer), or for the models that are no tool the smallest threshold above
@@ -33,6 +33,7 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ from benchmarks.router_peers.rules import AGREEMENT, CONFIDENCE
 from benchmarks.router_playing import CONTENDERS, OURS, play
 
 CLAIM = (
-    "at a promised agreement with a language model, a student of 3 MB answers more of its traffic than any peer of that "
-    "size, and keeps the promise while the traffic drifts"
+    "at a promised agreement with a language model, a student of 3 MB answers more of its traffic than any peer of "
+    "that size, and keeps the promise while the traffic drifts"
 )
 MAX_BYTES, MAX_MS = 3_000_000, 0.3
 TASKS = {"banking77": banking77, "clinc150": clinc150}
@@ -109,15 +110,15 @@ def main() -> None:
 class Loaded:
     """A task that is read when it is needed."""
 
-    _tasks: dict[str, Task] = {}
-
     def __init__(self, name: str) -> None:
         self.name = name
 
+    @cached_property
+    def _task(self) -> Task:
+        return TASKS[self.name]()
+
     def __call__(self) -> Task:
-        if self.name not in self._tasks:
-            self._tasks[self.name] = TASKS[self.name]()
-        return self._tasks[self.name]
+        return self._task
 
 
 def play_or_read(folder: Path, task: Loaded, contender: str, seed: int, size: float) -> Result:

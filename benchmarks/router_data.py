@@ -1,8 +1,8 @@
 """The two streams of :mod:`benchmarks.router`: sentences, the answers of their language model, and stages of a drift.
 
 *BANKING77* (Casanueva et al. 2020, "Efficient Intent Detection with Dual Sentence Encoders"; CC BY 4.0): 13,083
-sentences of a bank's customers, 77 intents, and what a real language model answered to each of them: deepseek-v4.1-flash
-at temperature 0, recorded on 26 September 2026 with latency, tokens and cost by the authors of ``taskdistill``
+sentences of a bank's customers, 77 intents, and what a real language model answered to each of them:
+deepseek-v4.1-flash at temperature 0, recorded on 26 September 2026 with latency, tokens and cost by the authors of ``taskdistill``
 (Apache-2.0). It agrees with the people's labels on 74 % of them; 41 answers name no intent.
 
 *CLINC150* (Larson et al. 2019; CC BY 3.0): 150 intents and the sentences that belong to none of them, *out of scope*.
@@ -231,7 +231,7 @@ def clinc150() -> Task:
 
 
 def _cross_fitted_answers(rows: pd.DataFrame, vectors: Array, actions: int) -> Array:
-    """The teacher's answer to each sentence, by a head fitted on the other folds' labels; none is fitted on ``test``."""
+    """The teacher's answer to each sentence, by a head fitted on the other folds' labels; none learns ``test``."""
     fold = np.minimum(TEACHER_FOLDS - 1, (TEACHER_FOLDS * _uniform(rows["text"])).astype(np.int64))
     labels, is_fitted = rows["label"].to_numpy(), (rows["part"] != "test").to_numpy()
     digest = hashlib.sha256(labels.tobytes() + fold.tobytes() + vectors.astype(np.float16).tobytes()).hexdigest()

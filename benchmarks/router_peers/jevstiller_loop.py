@@ -1,4 +1,4 @@
-"""Plays a stream through jevstiller's own loop; run by :mod:`benchmarks.router_peers.tools` in jevstiller's environment.
+"""Plays a stream through jevstiller's own loop; run by :mod:`benchmarks.router_peers.tools` in its environment.
 
 ``python jevstiller_loop.py IN.npz OUT.npz``. Its defaults, except that training is started by hand at the end of each
 stage and a trained version is promoted at once (its shadow would need a stage of its own), that the audit is the
@@ -84,7 +84,7 @@ def main(source: str, target: str) -> None:
                 routed = loop.route([texts[i] for i in batch])
                 production, cascading = loop._prod, loop.mode == "cascade"
                 reacted[batch] = loop.forced_fallback
-                for i, record in zip(batch, routed.recs):
+                for i, record in zip(batch, routed.recs, strict=True):
                     if production is not None and cascading:
                         choice[i] = index[record.student_label]
                         allowed[i] = production.policy.accepts(

@@ -54,7 +54,7 @@ def fit(source: str, mode: str, folder: Path):
         return decide
     traces = folder / "traces.jsonl"
     texts = data["texts"].tolist()
-    lines = (json.dumps({"input": t, "teacher": f"{a:04d}"}) for t, a in zip(texts, answers.tolist()))
+    lines = (json.dumps({"input": t, "teacher": f"{a:04d}"}) for t, a in zip(texts, answers.tolist(), strict=True))
     traces.write_text("\n".join(lines), encoding="utf-8")
     config = tracer.FitConfig(
         target_teacher_agreement=target, frontier_targets=(target,), skip_candidates=TREES, verbose=False
