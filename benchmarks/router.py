@@ -12,8 +12,8 @@ no dates in either: the drift is staged.
 **Protocol**, the same for all. In the first stage everything is asked. At the end of each stage a new local model is
 fitted, from scratch, on what was answered so far: first answers and those of the sentences that the local model was not
 allowed to answer. Three tenths of the sentences asked while nothing is answered, and the random audit of later ones,
-are learned from by nothing; thresholds are fitted on the newest of these. In a stage, a sentence is answered locally if the
-rule allows it, and asked otherwise.
+are learned from by nothing; thresholds are fitted on the newest of these. In a stage, a sentence is answered locally
+if the rule allows it, and asked otherwise.
 
 **Rules**: *own* is the tool's (jevstiller, tracer), or for the models that are no tool the smallest threshold above
 which the held-out rows agree as promised. *ours* is the promise of stillhouse, with its monitor and its guard against

@@ -2,8 +2,8 @@
 
 *BANKING77* (Casanueva et al. 2020, "Efficient Intent Detection with Dual Sentence Encoders"; CC BY 4.0): 13,083
 sentences of a bank's customers, 77 intents, and what a real language model answered to each of them:
-deepseek-v4.1-flash at temperature 0, recorded on 26 September 2026 with latency, tokens and cost by the authors of ``taskdistill``
-(Apache-2.0). It agrees with the people's labels on 74 % of them; 41 answers name no intent.
+deepseek-v4.1-flash at temperature 0, recorded on 26 September 2026 with latency, tokens and cost by the authors of
+``taskdistill`` (Apache-2.0). It agrees with the people's labels on 74 % of them; 41 answers name no intent.
 
 *CLINC150* (Larson et al. 2019; CC BY 3.0): 150 intents and the sentences that belong to none of them, *out of scope*.
 No language model's answers are to be had for it. Its teacher here is MiniLM with a linear head, and "out of scope" is

@@ -72,6 +72,7 @@ def test_novel_rows_are_never_answered_and_prove_nothing() -> None:
     assert keeper.asks_all
 
 
+@pytest.mark.slow
 def test_in_quiet_times_there_is_hardly_an_alarm() -> None:
     alarms = 0
     for seed in range(10):
@@ -100,6 +101,7 @@ def test_new_answers_are_noticed_in_the_unsure_rows_long_before_the_audit_could(
     assert 0 < np.median(firsts) < 200
 
 
+@pytest.mark.slow
 def test_after_an_alarm_coverage_is_earned_again_when_the_change_is_over() -> None:
     rng = np.random.default_rng(3)
     keeper = PromiseKeeper(PROMISE).fit(*draw(rng, 1500))

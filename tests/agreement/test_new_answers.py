@@ -31,6 +31,7 @@ def test_out_of_scope_has_its_own_error_rates() -> None:
     assert find_new_answers([], np.empty((0, 4)), np.empty(0, int), ACTIONS, {}, out_of_scope="oos").rows == 0
 
 
+@pytest.mark.slow
 def test_a_domain_of_clinc150_that_arrives_is_found_as_clusters_named_after_it(clinc150: Path) -> None:
     """The student knows banking; questions about travel arrive, of which it is unsure."""
     data = json.loads((clinc150 / "data_full.json").read_text())

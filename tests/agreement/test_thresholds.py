@@ -119,6 +119,7 @@ def test_a_student_that_is_surest_where_it_is_wrong_answers_nothing() -> None:
     assert keeper.asks_all and keeper.coverage == 0.0
 
 
+@pytest.mark.slow
 def test_coverage_is_near_what_is_possible() -> None:
     """With 3,000 audited rows, a student that agrees on 98 % of two thirds of the rows answers most of these.
 
