@@ -68,7 +68,7 @@ class TextStudent(ColumnStudent):
         self.lengths = [int(length) for _, length in texts]
         self.encoders = nn.ModuleList(new_encoder(encoder, size, length, dropout) for size, length in texts)
         for module in self.encoders if frozen else ():
-            module.embedding.weight.requires_grad_(False)  # type: ignore[operator,union-attr]
+            module.embedding.weight.requires_grad_(False)  # type: ignore[union-attr]
         width = sum(module.width for module in self.encoders)  # type: ignore[misc]  # int; nn.Module hides it
         self.dropout = nn.Dropout(dropout)
         self.layers = output_layers(self.columns_width + width, widths, actions, dropout)
