@@ -12,6 +12,7 @@ PEERS = [
     "evidently",
     "evidently_detection",
     "frouros",
+    "jevstiller",
     "litserve",
     "neural-compressor",
     "nncf",
@@ -20,10 +21,11 @@ PEERS = [
     "scipy",
     "torch",
     "torchdistill",
+    "tracer",
 ]
 
 
-@pytest.mark.parametrize("name", [*PEERS, "schemathesis", "screens"])
+@pytest.mark.parametrize("name", [*PEERS, "clients", "schemathesis", "screens"])
 def test_an_environment_names_one_version_of_each_package(name: str) -> None:
     lines = (ROOT / "environments" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
     packages = [line for line in lines if not line.startswith("#")]
