@@ -76,6 +76,28 @@ def test_a_command_answers_with_one_line(start: Start) -> None:
     assert process.returncode == 130 and errors == ""
 
 
+SLOW_LINE = """
+import os, signal, time
+from stillhouse import interrupts
+
+write = interrupts._write_line
+interrupts._write_line = lambda text: (time.sleep(0.5), write(text))
+with interrupts.answer_interrupts("go on"):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        {ending}
+"""
+
+
+@pytest.mark.parametrize("ending", ["raise", "raise OSError('what a library makes of it')"])
+def test_the_line_is_written_whichever_thread_is_first(ending: str) -> None:
+    command = [sys.executable, "-c", SLOW_LINE.format(ending=ending)]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (130, "interrupted: go on\n")
+
+
 @pytest.mark.slow
 def test_code_that_goes_on_is_left_after_a_few_seconds_or_at_the_second_time(start: Start, tmp_path: Path) -> None:
     (tmp_path / "stubborn").touch()

@@ -45,15 +45,14 @@ def answer_interrupts(advice: str) -> Iterator[None]:
     answer = _Answer(advice)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    previous_handler = signal.signal(signal.SIGINT, _raise_interrupt)
+    previous_handler = signal.signal(signal.SIGINT, answer.interrupt)
     previous_wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=answer.wait, args=(reading,), name="interrupts", daemon=True).start()
     try:
         yield
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt) or answer.is_due:
             answer.give()
-        if answer.is_given:
             raise SystemExit(EXIT_CODE) from None
         raise
     finally:
@@ -74,31 +73,41 @@ class _Answer:
     def __init__(self, advice: str) -> None:
         self._advice = advice
         self._lock = threading.Lock()
+        self.is_due = False
         self.is_given = False
 
+    def interrupt(self, _signal: int, _frame: FrameType | None) -> None:
+        """Handle SIGINT in the main thread: unwind it."""
+        self.is_due = True
+        raise KeyboardInterrupt
+
     def wait(self, reading: int) -> None:
-        """Answer each SIGINT that the operating system writes to the pipe; return when the pipe is closed."""
+        """Answer the first SIGINT that the operating system writes to the pipe, end the process at the second.
+
+        Returns when the pipe is closed.
+        """
+        is_second = False
         with os.fdopen(reading, "rb", buffering=0) as signals:
             while number := signals.read(1):
-                if number[0] == signal.SIGINT:
-                    self.give()
+                if number[0] != signal.SIGINT:
+                    continue
+                if is_second:
+                    _leave()
+                self.give()
+                is_second = True
 
     def give(self) -> None:
-        """Print the line and start the time limit; the second Ctrl-C ends the process."""
+        """Print the line and start the time limit, once: who calls later returns when the line is written."""
         with self._lock:
             if self.is_given:
-                _leave()
+                return
+            logging.disable(logging.CRITICAL)
+            _write_line(f"interrupted: {self._advice}")
+            _silence()
             self.is_given = True
-        logging.disable(logging.CRITICAL)
-        _write_line(f"interrupted: {self._advice}")
-        _silence()
-        limit = threading.Timer(GRACE_S, _leave)
-        limit.daemon = True
-        limit.start()
-
-
-def _raise_interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+            limit = threading.Timer(GRACE_S, _leave)
+            limit.daemon = True
+            limit.start()
 
 
 def _write_line(text: str) -> None:
