@@ -211,6 +211,7 @@ def test_mlflow_takes_raw_sentences_without_torch(tmp_path: Path) -> None:
     np.testing.assert_allclose(actual.drop(columns="action"), expected.drop(columns="action"), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_mlflow_keeps_the_student_itself(tmp_path: Path) -> None:
     """As a graph that loads without our classes, whatever the encoder."""
     import mlflow.pytorch

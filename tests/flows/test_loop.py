@@ -110,6 +110,7 @@ def test_identical_refresh_runs_once(toy_base, day) -> None:
 SLOW = pytest.mark.slow  # similar to the other two steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step",
     ["gather_knowledge", "log_models", *(pytest.param(step, marks=SLOW) for step in ("compress", "judge", "settle"))],
@@ -143,6 +144,7 @@ def test_interrupted_refresh_continues(day, monkeypatch: pytest.MonkeyPatch, ste
     assert not (home() / "refreshes" / "toy" / registry.models.tags(champion)["refresh_id"]).exists()
 
 
+@pytest.mark.slow
 def test_kept_teacher_labels_only_new_rows(toy_base, day) -> None:
     base = toy_base(24)
     before = base.tables.count_rows()["knowledge"]
