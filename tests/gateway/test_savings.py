@@ -129,9 +129,7 @@ def test_a_request_with_several_questions_takes_its_time_once() -> None:
     ("options", "asked", "would_answer"),
     [
         ({}, "local", True),
-        ({"audit": 1.0}, "audit", True),
-        ({"audit": 1.0, "standing": "unsure"}, "audit", False),
-        ({"audit": 1.0, "action": "unknown"}, "audit", False),
+        ({"standing": "audit", "allowed": True, "action": "unknown"}, "audit", False),
         ({"standing": "audit"}, "audit", False),
         ({"standing": "audit", "allowed": True}, "audit", True),
         ({"standing": "shadow", "allowed": True}, "shadow", True),

@@ -115,6 +115,7 @@ class Access:
         self._tenant_header = None if tenant is None else tenant.lower().encode("latin-1")
         self._credential_header = None if credential is None else credential.lower().encode("latin-1")
         self._accepted: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._known: OrderedDict[str, None] = OrderedDict()
 
     def read(self, headers: Headers, query: bytes) -> Caller:
         """The caller of a request.
@@ -164,16 +165,21 @@ class Access:
         accepted = self._accepted.get((caller.everything, model))
         return accepted is not None and self._clock() - accepted <= self._seconds
 
+    def was_accepted(self, caller: Caller) -> bool:
+        """Whether the upstream ever accepted the caller's credential here, for whatever model and however long ago."""
+        return caller.has_token or caller.everything in self._known
+
     def note(self, caller: Caller, model: str, status: int) -> None:
         """Remember how the upstream answered a request for this model."""
         if len(model) > _MAX_MODEL_CHARACTERS:
             return
         key = (caller.everything, model)
         if 200 <= status < 300:
-            self._accepted[key] = self._clock()
-            self._accepted.move_to_end(key)
-            if len(self._accepted) > _MAX_ACCEPTED:
-                self._accepted.popitem(last=False)
+            for of, name, value in ((self._accepted, key, self._clock()), (self._known, caller.everything, None)):
+                of[name] = value
+                of.move_to_end(name)
+                if len(of) > _MAX_ACCEPTED:
+                    of.popitem(last=False)
         elif status in (401, 403, 404):
             self._accepted.pop(key, None)
 

@@ -79,7 +79,6 @@ class Champions:
             version=pending.champion.version,
             decision_id=decision_id,
             standing=standing,
-            audit=0.0,  # the promise has its own draw
             allowed=not asked.rows or asked.allowed[0],
         )
 
