@@ -199,7 +199,7 @@ def test_the_command_in_80_columns_and_as_json(run: Command, monkeypatch: pytest
     assert max(map(len, shown.stdout.splitlines())) <= 80
     words = [line.split() for line in shown.stdout.splitlines()]
     assert ["all", "67", "30", "44.7", "%", "72.7", "%", "43.5", "%", "8.40", "29.9", "s"] in words
-    assert ["router@1", "0", "12", "11", "1", "1", "0", "9"] in words
+    assert ["router@1", "0", "12", "11", "1", "1", "0", "10"] in words
     assert any(line[0] == "2026-11-09" for line in words) and "30 of 67 questions (44.7 %)" in shown.stdout
     read = Savings.model_validate_json(run("savings", "intents", "--json").stdout)
     assert read.total.local == 30 and read.total.money == pytest.approx(8.4) and read.model == "gpt-5-mini"
