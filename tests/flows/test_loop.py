@@ -217,6 +217,7 @@ def test_a_person_decides_about_the_waiting_challenger(final_fit, day, agents: P
     assert announced == ["stillhouse.awaiting_approval", "stillhouse.rejected", "stillhouse.promoted"]
 
 
+@pytest.mark.slow
 def test_a_watch_records_a_champion_that_was_moved_by_hand(final_fit, toy_base, day, announced: list[str]) -> None:
     base, registry = toy_base(24), open_registry("toy")
     champion = registry.champion()
