@@ -59,7 +59,7 @@ def test_the_log_loss_by_hand() -> None:
     """−ln .9, −ln .8, −ln .01 instead of −ln 0, −ln .5."""
     measure = get_measure(agent_config())
     losses = -np.log([0.9, 0.8, 0.01, 0.5])
-    assert measure.score_rows(PROBS, LABELS) == pytest.approx(-losses)
+    assert measure.scores(PROBS, LABELS) == pytest.approx(-losses)
     assert measure.value(PROBS, LABELS) == pytest.approx(losses.mean())
     assert (measure.title, measure.unit, measure.better) == ("log loss", "nats", "lower")
     assert measure.span == pytest.approx(math.log(100))
@@ -68,13 +68,13 @@ def test_the_log_loss_by_hand() -> None:
 
 def test_an_action_that_the_model_does_not_know_gets_the_clip_probability() -> None:
     measure = get_measure(agent_config(quality={"clip": 0.05}))
-    assert measure.score_rows(PROBS[:1], np.array([4])) == pytest.approx([math.log(0.05)])
-    assert ACCURACY.score_rows(PROBS[:1], np.array([4])).tolist() == [0.0]
+    assert measure.scores(PROBS[:1], np.array([4])) == pytest.approx([math.log(0.05)])
+    assert ACCURACY.scores(PROBS[:1], np.array([4])).tolist() == [0.0]
 
 
 def test_accuracy_and_auc() -> None:
     assert ACCURACY.value(PROBS, LABELS) == 0.75
-    assert AUC.score_rows(PROBS, LABELS) is None
+    assert AUC.scores(PROBS, LABELS) is None
     assert AUC.value(PROBS, LABELS) == AUC.points(PROBS, LABELS) == roc_auc_score(LABELS, PROBS[:, 1])
     assert AUC.for_labels(np.array([1, 1])) is ACCURACY and AUC.for_labels(LABELS, actions=3) is ACCURACY
     assert ACCURACY.for_labels(np.array([1, 1])) is ACCURACY
@@ -82,7 +82,7 @@ def test_accuracy_and_auc() -> None:
 
 def test_a_score_of_the_users_own_is_oriented_and_has_its_unit(own: Any) -> None:
     measure = own()
-    assert measure.score_rows(PROBS, LABELS, ROWS).tolist() == [0.0, 0.0, -6.0, 0.0]
+    assert measure.scores(PROBS, LABELS, ROWS).tolist() == [0.0, 0.0, -6.0, 0.0]
     assert measure.value(PROBS, LABELS, ROWS) == 1.5
     assert measure.points(PROBS, LABELS, ROWS) == pytest.approx(0.85)
     assert (measure.name, measure.title, measure.unit, measure.sign) == ("cost", "cost", "€", -1.0)
@@ -102,7 +102,7 @@ def test_a_score_of_the_users_own_is_oriented_and_has_its_unit(own: Any) -> None
 )
 def test_a_wrong_score_is_named_with_file_and_key(own: Any, function: str, message: str) -> None:
     with pytest.raises(PartError, match=message) as raised:
-        own(function).score_rows(PROBS, LABELS, ROWS)
+        own(function).scores(PROBS, LABELS, ROWS)
     assert str(raised.value).startswith("agents/toy.yaml: quality.own.target: ")
 
 
