@@ -25,7 +25,7 @@ from stillhouse import KnowledgeBase, load_config
 from stillhouse.champion import load_champion
 
 FIRST_DAY, WEEKS, STEPS = pd.Timestamp("2026-01-05T00:00:00Z"), 18, 200
-EPISODES, PAIRS = 6, 6  # a day; recorded pairs of an episode
+EPISODES, PAIRS, EARLY = 6, 6, 60  # a day; recorded pairs of an episode, all of its first steps
 PHYSICS = {  # from this week on; lengths are half the pole's, in m; kg; N
     0: {"length": 0.5, "masspole": 0.1, "masscart": 1.0, "force_mag": 10.0},  # gymnasium's own
     10: {"length": 1.5, "masspole": 0.3, "masscart": 1.0, "force_mag": 10.0},  # a longer, heavier pole
@@ -90,7 +90,7 @@ def states(start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
     visited, _, returns = play(decide, begins.as_unit("s").asi8, begins)
     records = []
     for episode, begin in enumerate(begins):
-        length = max(int(returns[episode]), 1)
+        length = min(max(int(returns[episode]), 1), EARLY)
         chosen = np.random.default_rng([SEED, begin.dayofyear, begin.hour]).permutation(length)[:PAIRS]
         for step in sorted({int(step) for first in chosen for step in (first, first + 1)}):
             name = f"{begin:%m%d-%H}-{step:03d}"
@@ -143,7 +143,7 @@ class Lqr:
 
     def predict_proba(self, rows: pd.DataFrame) -> Array:
         """Return the probabilities of left and right, `[n, 2]`: even where the LQR would hardly push."""
-        right = 1 / (1 + np.exp(4 * np.clip(rows[STATE].to_numpy(dtype=float) @ np.array(self.gain), -9, 9)))
+        right = 1 / (1 + np.exp(3 * np.clip(rows[STATE].to_numpy(dtype=float) @ np.array(self.gain), -9, 9)))
         return np.column_stack([1 - right, right])
 
     def save(self, folder: Path) -> None:
