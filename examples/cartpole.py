@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-import gymnasium.envs.classic_control.cartpole as cartpole
 import numpy as np
 import pandas as pd
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from scipy.linalg import solve_discrete_are
 
 from stillhouse import KnowledgeBase, load_config
@@ -48,10 +48,9 @@ def physics(moment: pd.Timestamp) -> dict[str, float]:
 
 def play(decide: Decide, seeds: Array, moments: pd.DatetimeIndex) -> tuple[Array, Array, Array]:
     """Play an episode per seed: states `[STEPS + 1, m, 4]`, pushes `[STEPS, m]` and returns `[m]`."""
-    env = cartpole.CartPoleVectorEnv(num_envs=len(seeds), max_episode_steps=STEPS + 1)
-    worlds = [physics(moment) for moment in moments]
+    env = CartPoleVectorEnv(num_envs=len(seeds), max_episode_steps=STEPS + 1)
     for name in PHYSICS[0]:
-        setattr(env, name, np.array([world[name] for world in worlds]))
+        setattr(env, name, np.array([physics(moment)[name] for moment in moments]))
     env.total_mass, env.polemass_length = env.masscart + env.masspole, env.masspole * env.length
     env.reset(seed=0)
     env.state = np.stack([np.random.default_rng([SEED, seed]).uniform(-START, START) for seed in seeds], axis=1)
@@ -85,8 +84,7 @@ def states(start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
     """Return the recorded states of `[start, end)`, visited by the champion of now, or by `NOMINAL`."""
     first, last = max(pd.Timestamp(start), FIRST_DAY), min(pd.Timestamp(end), FIRST_DAY + WEEKS * 7 * DAY)
     begins = pd.DatetimeIndex(pd.date_range(first.normalize(), last, freq=DAY / EPISODES, inclusive="left"))
-    champion = load_champion("cartpole")
-    decide = _linear(NOMINAL) if champion is None else _greedy(champion.variant.predict_proba)
+    decide = _greedy(champion.variant.predict_proba) if (champion := load_champion("cartpole")) else _linear(NOMINAL)
     visited, _, returns = play(decide, begins.as_unit("s").asi8, begins)
     records = []
     for episode, begin in enumerate(begins):
@@ -103,8 +101,8 @@ def hindsight(start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
     """Return what the LQR of its day would do in each recorded state of `[start, end)`, known a day later."""
     rows = _lived(start, end)
     for day, of_day in rows.groupby(rows["observed_at"].dt.normalize()):
-        right = _linear(fit_lqr(_lived(day, day + DAY)))(of_day[STATE].to_numpy())
-        rows.loc[of_day.index, "action"] = np.where(right, "right", "left")
+        decide = _linear(fit_lqr(_lived(day, day + DAY)))
+        rows.loc[of_day.index, "action"] = np.where(decide(of_day[STATE].to_numpy()), "right", "left")
     return rows.assign(known_at=rows["observed_at"] + DAY)[["observation_id", "observed_at", "known_at", "action"]]
 
 
@@ -112,8 +110,8 @@ def _lived(start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
     """Return the states of a period with the `push` in each, by time: what the knowledge base holds, or would hold."""
     base = KnowledgeBase(load_config("cartpole"))
     window = base.window("lived", start, end)
-    rows = base.read_observations(window)
-    rows = rows if len(rows) else states(start, end)
+    stored = base.read_observations(window)
+    rows = stored if len(stored) else states(start, end)
     decided = base.read("decisions", window, ["observation_id", "action"]).set_index("observation_id")["action"]
     by_champion, nominal = rows["observation_id"].map(decided), _linear(NOMINAL)(rows[STATE].to_numpy())
     return rows.assign(push=np.where(by_champion.isna(), nominal, by_champion == "right"), action="")
@@ -124,12 +122,10 @@ def fit_lqr(rows: pd.DataFrame) -> Array:
     episode, step = rows["observation_id"].str[:7], rows["observation_id"].str[8:].astype(int)
     pairs = np.flatnonzero((episode == episode.shift(-1)) & (step + 1 == step.shift(-1)))
     state, pushed = rows[STATE].to_numpy(), 2.0 * rows["push"].to_numpy(dtype=float) - 1
-    inputs = np.column_stack([state[pairs], pushed[pairs]])
-    model = np.linalg.lstsq(inputs, state[pairs + 1], rcond=None)[0].T  # s' = A s + b u
-    a, b = model[:, :4], model[:, 4:]
+    model = np.linalg.lstsq(np.column_stack([state, pushed])[pairs], state[pairs + 1], rcond=None)[0]
+    a, b = model[:4].T, model[4:].T  # the next state is A s + b u
     cost = solve_discrete_are(a, b, np.diag([1.0, 0.1, 10.0, 0.1]), np.eye(1))
-    gain: Array = np.linalg.solve(1 + b.T @ cost @ b, b.T @ cost @ a)[0]
-    return gain
+    return np.asarray(np.linalg.solve(1 + b.T @ cost @ b, b.T @ cost @ a)[0])
 
 
 class Lqr:

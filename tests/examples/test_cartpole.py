@@ -1,9 +1,10 @@
-"""The cart-pole agent: the physics change at known steps, its teacher learns from transitions, and the flows play it."""
+"""The cart-pole agent: its physics change at known steps, its teacher learns from transitions, the flows play it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from shutil import copy
 
@@ -67,7 +68,7 @@ def test_the_same_seed_is_the_same_episode_whoever_else_plays() -> None:
 def test_the_teacher_learns_from_what_was_lived_through_and_forgets_nothing() -> None:
     assert mean_return(cartpole.NOMINAL, 0) == 200
     worlds = sorted(cartpole.PHYSICS)
-    for before, week in zip(worlds, worlds[1:], strict=False):
+    for before, week in pairwise(worlds):
         start = cartpole.FIRST_DAY + week * WEEK
         new = cartpole.fit_lqr(cartpole._lived(start, start + 2 * cartpole.DAY))
         assert mean_return(cartpole.NOMINAL, week) < 40 < 150 < mean_return(new, week)
