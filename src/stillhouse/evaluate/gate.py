@@ -382,7 +382,8 @@ def _explain_too_few_rows(comparison: Comparison, confidence: float) -> str:
     evidence = comparison.evidence
     if evidence is None or comparison.margin <= 0:
         return ""
-    available, unit = evidence.effective, comparison.on if evidence.clusters == comparison.rows else "clusters of rows"
+    unit: str = comparison.on if evidence.clusters == comparison.rows else "clusters of rows"
+    available = evidence.effective
     if comparison.rarer is not None:
         available, unit = comparison.rarer, "rows of the rarer outcome"
     needed = rows_needed(comparison.margin, confidence, span=comparison.span)
