@@ -15,7 +15,7 @@ help:  ## list the commands
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (a few minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --editable '.[flows,flights,router,endpoint,huggingface,serve,dev]'
+	@$(BIN)/pip install --quiet --editable '.[flows,flights,router,cartpole,endpoint,huggingface,serve,dev]'
 	@touch $@
 
 install: $(VENV)/.installed  ## make .venv from the pinned constraints

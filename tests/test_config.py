@@ -280,7 +280,7 @@ ERRORS = [
         "min_train_rows",
     ),
     ("    number: {", "    7: {", "6: observations.columns: the key 7 must be text: put it in quotes"),
-    ("agent: toy\n", "agent: toy\non: x\n", "1: the file: the key true must be text: put it in quotes"),
+    ("agent: toy\n", "agent: toy\ntrue: x\n", "1: the file: the key true must be text: put it in quotes"),
     # ranges and forms
     ("weight: 2", "weight: 0", "12: teachers.0.weight: must be more than 0, not 0"),
     ("max_unknown: 0.1", "max_unknown: 1.5", "9: observations.columns.origin.max_unknown: must be at most 1, not 1.5"),

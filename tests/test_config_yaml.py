@@ -71,3 +71,7 @@ def test_of_many_errors_the_first_are_reported(tmp_path: Path) -> None:
         load_file(file)
     lines = str(refused.value).splitlines()
     assert len(lines) == 21 and lines[-1] == "and more: these are the first 20 errors"
+
+
+def test_a_key_that_yaml_takes_for_a_boolean_is_text_and_a_value_is_not() -> None:
+    assert read_yaml("{on: on, no: yes, true: 'off'}")[1] == {"on": True, "no": True, True: "off"}

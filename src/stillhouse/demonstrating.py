@@ -24,10 +24,11 @@ from stillhouse.evaluate.timeline import Curve, Timeline, plot_timeline
 from stillhouse.files import write_atomic
 from stillhouse.knowledge import KnowledgeBase, tidy_outcomes
 from stillhouse.parts import resolve
-from stillhouse.quality import get_measure
+from stillhouse.quality import Policy, get_measure
 from stillhouse.records import ModelRef, Record, Verdict, Window, drift_report
 from stillhouse.registry import Registry
 from stillhouse.stats import replace_non_finite
+from stillhouse.watching.pool import make_policy
 from stillhouse.watching.timeline import read_timeline
 
 __all__ = [
@@ -186,6 +187,8 @@ def read_duration(agent: str) -> float:
 def score_week(agent: str, end: datetime, first: ModelRef) -> Week:
     """Score the week that ends at ``end``: its recorded decisions, the first champion and the teacher on the same rows.
 
+    Where quality is a score of episodes, the three play the same ones.
+
     The outcomes come from the source, so they include the last day, which the agent has not learned yet.
 
     :param first: the champion that is never refreshed.
@@ -207,11 +210,14 @@ def score_week(agent: str, end: datetime, first: ModelRef) -> Week:
     teacher_probs = teacher.ask(rows) if teacher.local and len(rows) else None
     card, report = registry.models.scorecard(champion), drift_report(verdict)
     labels, named = rows["outcome"].to_numpy(), get_measure(base.config)
+    never_refreshed, current = (
+        make_policy(load_version(agent, model).variant, base.config.actions) for model in (first, champion)
+    )
 
-    def score(probs: np.ndarray[Any, Any]) -> float | None:
+    def score(probs: np.ndarray[Any, Any], policy: Policy | None) -> float | None:
         if not len(labels):
             return None
-        measured = measure_quality(replace_non_finite(probs, labels), labels, named, rows)
+        measured = measure_quality(replace_non_finite(probs, labels), labels, named, rows, named.play(policy, rows))
         return measured.score if measured.measure == named.name else None
 
     return Week(
@@ -223,9 +229,9 @@ def score_week(agent: str, end: datetime, first: ModelRef) -> Week:
         gate=gates[-1] if gates else "",
         gates=gates,
         champion=str(champion),
-        quality_static=score(load_version(agent, first).variant.predict_proba(rows)) if len(rows) else None,
-        quality_champion=score(np.array(decisions["probabilities"].tolist())) if len(rows) else None,
-        quality_teacher=None if teacher_probs is None else score(teacher_probs),
+        quality_static=score(never_refreshed(rows), never_refreshed) if len(rows) else None,
+        quality_champion=score(np.array(decisions["probabilities"].tolist()), current) if len(rows) else None,
+        quality_teacher=None if teacher_probs is None else score(teacher_probs, teacher.ask),
         bytes=card.bytes,
         p50_ms=card.latency.p50_ms if card.latency else 0.0,
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from uuid import uuid4
 
 import numpy as np
@@ -25,11 +25,12 @@ from stillhouse.knowledge import KnowledgeBase
 from stillhouse.knowledge.content import content_keys, tidy
 from stillhouse.knowledge.importing.source import ImportSource
 from stillhouse.knowledge.log_files import LogFile
-from stillhouse.quality import ACCURACY, Measure, get_measure
+from stillhouse.quality import ACCURACY, Measure, Policy, get_measure
 from stillhouse.records import EvaluatedModel, Evaluation, IntervalEstimate, Window
 from stillhouse.stats import cluster_ids, replace_non_finite
 from stillhouse.teachers.answers import Allowance
 from stillhouse.teachers.labeling import LabelingBudget, ask, estimate_cost
+from stillhouse.watching.pool import make_policy
 
 __all__ = [
     "Contestant",
@@ -232,31 +233,32 @@ def evaluate(
     """
     rows, notes = labelled.rows, list(labelled.notes)
     labels, named = rows["outcome"].to_numpy(), get_measure(settings)
-    measure = named.for_labels(labels, len(settings.actions))
+    measure = named if named.episodes else named.for_labels(labels, len(settings.actions))
     if measure.name != named.name:
         notes.append(
             f"the measure is the {measure.title}: all outcomes are of one action, so there is no {named.title}"
         )
     scorer = _Scorer(rows, labels, measure, confidence, cluster_ids(rows["observed_at"], settings.promotion.cluster))
-    champion, champion_probs, models = contestants[0], None, list[EvaluatedModel]()
+    champion, of_champion, models = contestants[0], None, list[EvaluatedModel]()
     for contestant in contestants:
         on_model(contestant.name)
         if missing := _missing_columns(contestant.champion, settings):
             notes.append(f"{contestant.name} is not scored: it reads the columns {missing}, which the agent file lacks")
             continue
-        variant = contestant.champion.variant
-        probs = align_actions(variant.predict_proba(rows), variant.actions, settings.actions)
-        models.append(scorer.score(contestant.role, contestant.name, probs, champion_probs))
-        champion_probs = probs if contestant is champion else champion_probs
+        policy = make_policy(contestant.champion.variant, settings.actions)
+        answers = _Answers(policy(rows), measure.play(policy, rows))
+        models.append(scorer.score(contestant.role, contestant.name, answers, of_champion))
+        of_champion = answers if contestant is champion else of_champion
     if len(contestants) == 1:
         notes.append("there is no previous champion")
     if with_teacher:
         on_model("teacher")
         probs = _ask_teacher(champion.champion, rows, max_cost, notes)
         probs = align_actions(probs, champion.champion.actions, settings.actions)
-        answered = ~np.isnan(probs[:, 0])
-        if answered.any() and measure.for_labels(labels[answered], probs.shape[1]) is measure:
-            models.append(scorer.score("teacher", str(champion.champion.baseline.teacher), probs, champion_probs))
+        answered, loaded = ~np.isnan(probs[:, 0]), champion.champion
+        played = measure.play(_make_teacher_policy(loaded, settings.actions), rows)
+        if answered.any() and measure.for_labels(labels[answered], probs.shape[1], played) is measure:
+            models.append(scorer.score("teacher", str(loaded.baseline.teacher), _Answers(probs, played), of_champion))
     return Evaluation(
         agent=settings.agent,
         files=labelled.files,
@@ -333,6 +335,24 @@ def _ask_teacher(champion: Champion, rows: pd.DataFrame, max_cost: float | None,
     return probs
 
 
+def _make_teacher_policy(champion: Champion, actions: Sequence[str]) -> Policy | None:
+    """The teacher as a model that plays episodes; None: each of its answers would cost money."""
+    if not champion.teacher.local:
+        return None
+    return lambda rows: align_actions(champion.teacher.predict_proba(rows), champion.actions, actions)
+
+
+class _Answers(NamedTuple):
+    """What a model answers on the rows.
+
+    :param probs: ``[n, K]``.
+    :param episodes: scores of the episodes that it plays ``[m]``; None: the measure is one of rows, or it plays none.
+    """
+
+    probs: Array
+    episodes: Array | None
+
+
 @dataclass(frozen=True)
 class _Scorer:
     """Scores models on the same rows.
@@ -350,32 +370,48 @@ class _Scorer:
         self,
         role: Literal["champion", "previous", "version", "teacher"],
         name: str,
-        probs: Array,
-        champion: Array | None,
+        answers: _Answers,
+        champion: _Answers | None,
     ) -> EvaluatedModel:
         """A model's record.
 
-        :param probs: ``[n, K]``; rows of a teacher that are NaN are left out, and those of a variant are the worst
-            answer.
-        :param champion: the champion's probabilities ``[n, K]``; None: this is the champion.
+        :param answers: rows of a teacher that are NaN are left out, and those of a variant are the worst answer.
+        :param champion: the champion's answers; None: this is the champion.
         """
+        probs, episodes = answers
         mask = ~np.isnan(probs[:, 0]) if role == "teacher" else np.ones(len(probs), dtype=bool)
         rows, labels, clusters = self.rows[mask], self.labels[mask], self.clusters[mask]
         probs = replace_non_finite(probs[mask], labels)
-        low, high = bound_quality(labels, probs, self.measure, self.confidence, clusters, rows) or (None, None)
+        bounds = bound_quality(labels, probs, self.measure, self.confidence, clusters, rows, episodes)
+        low, high = bounds or (None, None)
         return EvaluatedModel(
             role=role,
             name=name,
             rows=len(labels),
-            quality=IntervalEstimate(value=self.measure.value(probs, labels, rows), low=low, high=high),
+            quality=IntervalEstimate(value=self.measure.value(probs, labels, rows, episodes), low=low, high=high),
             accuracy=ACCURACY.value(probs, labels),
-            difference=None if champion is None else self._compare(rows, labels, probs, champion[mask], clusters),
+            difference=None
+            if champion is None
+            else self._compare(
+                rows, labels, _Answers(probs, episodes), _Answers(champion.probs[mask], champion.episodes), clusters
+            ),
         )
 
     def _compare(
-        self, rows: pd.DataFrame, labels: Array, probs: Array, champion: Array, clusters: Array
+        self, rows: pd.DataFrame, labels: Array, answers: _Answers, champion: _Answers, clusters: Array
     ) -> IntervalEstimate | None:
-        comparison = compare_models("file", labels, probs, champion, 0.0, clusters, measure=self.measure, rows=rows)
+        played = (answers.episodes, champion.episodes)
+        comparison = compare_models(
+            "file",
+            labels,
+            answers.probs,
+            champion.probs,
+            0.0,
+            clusters,
+            measure=self.measure,
+            rows=rows,
+            episodes=None if played[0] is None or played[1] is None else (played[0], played[1]),
+        )
         if comparison is None:
             return None
         side = (1 + self.confidence) / 2

@@ -63,6 +63,7 @@ def ingest(agent: str, start: datetime, end: datetime) -> int:
             for batch in _split_batches(observations):
                 _ = runtime.observe(batch) if champion is None else runtime.decide(batch)
             observed = len(observations)
+            runtime.flush()  # so a source of outcomes may read what was observed and decided
         if settings.outcomes is not None:
             outcome_source = resolve(settings.outcomes.source, where=f"{settings.file}: outcomes.source")
             outcomes = _drop_ingested(base, "outcomes", outcome_source(*outcome_period), *outcome_period)

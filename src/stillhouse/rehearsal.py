@@ -27,7 +27,7 @@ from stillhouse.evaluate.power import describe_power, provable_margin, rows_need
 from stillhouse.knowledge import KnowledgeBase, content_keys, tidy, tidy_outcomes
 from stillhouse.parts import rehearsing, resolve
 from stillhouse.quality import get_measure
-from stillhouse.records import SizeLimits, Window
+from stillhouse.records import ScoredUnit, SizeLimits, Window
 from stillhouse.refreshing.data import build_training_set
 from stillhouse.registry.foreign import ForeignModels
 from stillhouse.shown import escape_line
@@ -115,9 +115,13 @@ def _short_pass(config: AgentConfig, labelled: pd.DataFrame) -> Iterator[str]:
         fp32_only = Compression(recipes=((Fp32(method="fp32"),),), search=None)
         pack = variant_writer(config.agent, config.actions, {})
         variant = search(lambda: target, fp32_only, SizeLimits(), pack, Path(folder)).reference
-        student_probs = Variant(variant.folder).predict_proba(future)
+        deployed, named = Variant(variant.folder), get_measure(config)
+        student_probs = deployed.predict_proba(future)
+        played = named.play(deployed.predict_proba, future)
     result = f"learns, becomes ONNX ({variant.bytes:,} bytes) and decides {len(student_probs)} rows"
     yield f"student ({config.student.kind}): {result}"
+    if played is not None:
+        yield f"quality: {len(played)} episodes played, {named.title} {played.mean():.4g} {named.unit}".rstrip()
     cascade = config.runtime.cascade
     if cascade is not None:
         yield _check_cascade(config, cascade, seconds, student_probs.max(axis=1))
@@ -257,13 +261,17 @@ def _check_power(config: AgentConfig, labelled: pd.DataFrame, window: Window) ->
         share = len(np.unique(cluster_ids(labelled["observed_at"], promotion.cluster, window.start))) / len(labelled)
         clusters = max(1, round(share * rows))
     measure, confidence = get_measure(config), first_look_confidence(promotion.confidence)
+    on: ScoredUnit = "rows"
+    if measure.episodes is not None:
+        on, rows = "episodes", measure.episodes.count
+        clusters = rows
     rarer = None  # rows of the rarer label
-    if measure.row_scores is None:
+    if measure.is_pooled:
         rarer = round(
             rows * float(labelled["outcome"].value_counts(normalize=True).reindex([0, 1], fill_value=0).min())
         )
     smallest_margin = provable_margin(rows, clusters, confidence, rarer=rarer, span=measure.span)
-    text = f"promotion: {describe_power(rows, clusters, confidence, rarer=rarer, span=measure.span)}"
+    text = f"promotion: {describe_power(rows, clusters, confidence, rarer=rarer, span=measure.span, on=on)}"
     margin = config.margins.test
     if margin >= smallest_margin:
         return text
@@ -274,6 +282,8 @@ def _check_power(config: AgentConfig, labelled: pd.DataFrame, window: Window) ->
     needed = rows_needed(margin, confidence, span=measure.span)
     if needed is None:
         return text
+    if measure.episodes is not None:
+        return f"{text}. Raise `quality.own.episodes` to {needed:,}, or raise the margin"
     weeks = math.ceil(days / 7 * needed / max(1, min(rows, clusters) if rarer is None else rarer))
     return f"{text}. Lengthen `windows.test` to about {weeks:,}w, or raise the margin"
 

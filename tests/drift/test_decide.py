@@ -11,7 +11,7 @@ from stillhouse.config import Responses
 from stillhouse.drift.decide import decide, decide_from_evidence
 from stillhouse.drift.evidence import joint_evidence
 from stillhouse.errors import WindowError
-from stillhouse.records import Cost, Verdict, short_id
+from stillhouse.records import Cost, NamedQuality, Verdict, short_id
 
 DAY = timedelta(days=1)
 
@@ -409,3 +409,19 @@ def test_verdicts_of_random_figures_do_not_contradict_them(make):
         together = joint_evidence(steps)
         assert together is None or together[0] < together[1]
     assert seen >= {"no_drift", "benign_shift", "not_enough_evidence", "harmful_drift", "teacher_failing", "drift"}
+
+
+def test_a_fall_of_episodes_counts_episodes(make):
+    """A return of 73 against 80 of 100 is a fall on 4000 episodes, and may be chance on 10, whatever the rows are."""
+
+    def quality(value, episodes):
+        named = NamedQuality(measure="return", value=value, unit="steps", low=0, high=100, episodes=episodes)
+        return make.quality(0.7, rows=5000).model_copy(update={"named": named})
+
+    for episodes, result in ((4000, "not_enough_evidence"), (10, "no_drift")):
+        report = make.report({"temp": 0.0}, quality=quality(73.0, episodes), quality_reference=quality(80.0, episodes))
+        verdict = watch(make, report)
+        assert verdict.result == result
+        assert reason(verdict, "return_drop").text.startswith(
+            f"return 73.000 in {episodes} episodes, -7.000 against 80"
+        )

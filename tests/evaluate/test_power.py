@@ -55,6 +55,9 @@ def test_the_sentence() -> None:
     assert describe_power(336, 168) == (
         "with 336 rows in 168 clusters the gate can prove no margin below .018 (at 95%)"
     )
+    assert describe_power(100, 100, on="episodes", span=200).startswith(
+        "with 100 episodes the gate can prove no margin"
+    )
     assert describe_power(336, 336, 0.99) == "with 336 rows the gate can prove no margin below .014 (at 99%)"
     assert describe_power(336, 168, rarer=50) == (
         "with 336 rows in 168 clusters, 50 of the rarer outcome, the gate can prove no margin below .061 (at 95%)"

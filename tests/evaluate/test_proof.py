@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ from stillhouse.evaluate.proof import Contender, Yardsticks, prove
 from stillhouse.evaluate.scorecard import measure_agreement, measure_disagreement, measure_quality
 from stillhouse.quality import AUC
 from stillhouse.records import Proof, Refresh, Window
+from tests.agents import agent_config
 
 Array = np.ndarray[Any, Any]
 
@@ -347,3 +349,88 @@ def test_a_variant_that_exceeds_the_budgets_is_refused_with_the_reason(proven: C
     proof = proven({"exact": Model(0.02)}, Model(0.02), fits=False)
     assert (proof.chosen, proof.certificate.nothing_fits) == ("exact", "nothing fits: it would take more")
     assert judge(proof.certificate).summary == "exact refused: nothing fits: it would take more"
+
+
+# --------------------------------------------------------------------------- episodes
+
+OWN = {
+    "target": "tests.evaluate.test_proof:warmth",
+    "name": "warmth",
+    "low": 0,
+    "high": 10,
+    "on": "episodes",
+    "episodes": 60,
+}
+
+
+def warmth(policy: Callable[[pd.DataFrame], Array], seeds: Array, moments: pd.DatetimeIndex) -> Array:
+    """Ten times the probability of moving in the warmth, in a world that no window has seen."""
+    return 10 * policy(pd.DataFrame({"temp": np.full(len(seeds), 0.9), "origin": "EWR", "window": "world"}))[:, 1]
+
+
+def actor(move: float) -> Contender:
+    def predict(rows: pd.DataFrame) -> Array:
+        return np.tile([1 - move, move], (len(rows), 1))
+
+    return Contender("steady", "variant", predict, 100, lambda: None, policy=predict)
+
+
+def prove_episodes(make: Any, refresh: Refresh, challenger: Contender, champion: Contender, **settings: Any) -> Proof:
+    promotion = {"non_inferiority_margin": 1.0, "slice_margin": 2.0, "cluster": "0s", **settings}
+    config = agent_config(actions=["stay", "move"], quality={"own": OWN}, promotion=promotion)
+    windows = {
+        name: rows.assign(observation_id=[f"{name}{number}" for number in range(len(rows))])
+        for name, rows in WINDOWS.items()
+    }
+    exact = Model(0.0)
+    return prove(
+        config,
+        refresh,
+        windows,
+        teacher=Contender("teacher", "teacher", exact, 9000, lambda: None, policy=exact),
+        student=replace(challenger, name="student", role="student"),
+        variants=[challenger],
+        chosen=challenger.name,
+        why="",
+        fits=True,
+        champion=replace(champion, name="toy@3", role="champion"),
+    )
+
+
+def test_models_are_judged_by_the_episodes_that_they_play(make: Any, refresh: Refresh) -> None:
+    """A model that always moves is worse than its champion in accuracy on the rows, and better in the world."""
+    exact = Contender("exact", "champion", Model(0.0), 100, policy=Model(0.0))
+    proof = prove_episodes(make, refresh, actor(0.95), exact)
+    judged = proof.variants[0].test.judged
+    assert (judged.measure, judged.value, judged.high, judged.episodes) == ("warmth", pytest.approx(9.5), 10, 60)
+    assert proof.teacher.test.score == pytest.approx(9.0) and proof.variants[0].quality["past"].score == pytest.approx(
+        9.5
+    )
+    assert proof.variants[0].test.accuracy < proof.champion.test.accuracy
+    test, beside, past = proof.certificate.comparisons
+    assert (test.on, test.rows, test.measure, test.role) == ("episodes", 60, "warmth", "non_inferior")
+    assert (beside.on, beside.rows, beside.measure, beside.role) == ("rows", 1000, "accuracy", "reported")
+    assert (past.window, past.on, past.difference) == ("past", "episodes", pytest.approx(0.5))
+    verdict = judge(proof.certificate)
+    assert verdict.result == "promoted"
+    assert "on test (60 episodes) the challenger is not worse" in verdict.reasons[0].text
+
+
+def test_more_episodes_and_not_more_labels_decide(make: Any, refresh: Refresh) -> None:
+    proof = prove_episodes(make, refresh, actor(0.9), actor(0.9), non_inferiority_margin=0.2)
+    verdict = judge(proof.certificate)
+    assert (verdict.result, verdict.labels_needed) == ("inconclusive", None)
+    assert "162 episodes would decide: raise `quality.own.episodes`" in verdict.summary  # about ln(25) · 10 / 0.2
+
+
+def test_a_slice_has_no_episodes_and_is_compared_by_accuracy(make: Any, refresh: Refresh) -> None:
+    proof = prove_episodes(make, refresh, actor(0.95), actor(0.9), slices=["origin"], min_slice_rows=50)
+    of_slice = [one for one in proof.certificate.comparisons if "=" in one.window]
+    assert {(one.measure, one.on, one.margin) for one in of_slice} == {("accuracy", "rows", 0.2)}
+    assert {quality.measure for quality in proof.variants[0].slices.values()} == {"accuracy"}
+
+
+def test_a_model_that_plays_nothing_is_judged_by_accuracy(make: Any, refresh: Refresh) -> None:
+    proof = prove_episodes(make, refresh, replace(actor(0.9), policy=None), actor(0.9))
+    assert proof.variants[0].test.measure == "accuracy" and proof.champion.test.measure == "warmth"
+    assert {one.measure for one in proof.certificate.comparisons} == {"accuracy"}

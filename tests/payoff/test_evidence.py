@@ -334,3 +334,25 @@ def test_the_error_of_the_auc_is_kept() -> None:
         found = [compare(member[:count], champion[:count], measure="auc", error=0.05) for count in (1, 2, 4, 8, 16)]
         wrong += any(one is not None and one.log_better >= one.log_threshold for one in found)
     assert wrong <= 5
+
+
+# --------------------------------------------------------------------------- episodes
+
+
+def test_a_block_of_episodes_counts_its_episodes_and_not_its_rows() -> None:
+    """Its rows differ from block to block; the episodes do not."""
+    rows = [500, 20, 300]
+    members = [
+        [
+            block.model_copy(update={"rows": count, "score": 5.0 + gain})
+            for block, count in zip(blocks(name, [0.5] * 3), rows, strict=True)
+        ]
+        for name, gain in (("toy@2", 1.0), ("toy@1", 0.0))
+    ]
+    found = compare(*members, measure="return", span=10.0, margin=0.5, episodes=40)
+    assert found is not None and (found.rows, found.on, found.blocks, found.gain) == (120, "episodes", 3, 1.0)
+    assert found.log_better == pytest.approx(accumulate_bets(np.full(3, 0.1), 0.0)[-1])
+    first = compare(*([block[0]] for block in members), measure="return", span=10.0, margin=0.5, episodes=40)
+    assert first is not None and first.standard_error == pytest.approx(10 / math.sqrt(40))
+    assert PoolEvidence.model_validate_json(found.model_dump_json()) == found
+    assert "on" not in gains([0.1] * 3).model_dump()

@@ -185,7 +185,8 @@ def _certify_again(
     def contender(name: str, folder: Path) -> Contender:
         variant = Variant(folder)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        return Contender(name, "variant", make_predict(variant, settings.actions), size, folder=folder)
+        predict = make_predict(variant, settings.actions)
+        return Contender(name, "variant", predict, size, folder=folder, policy=predict)
 
     challenger, champion = contender(challenger_name, models.challenger), certificate.champion
     yardsticks = [(source.role, contender(source.name, folder)) for source, folder in models.yardsticks]

@@ -21,6 +21,7 @@ _MAX_NUMBER_CHARACTERS = 300
 
 _TOO_DEEP = f"nested deeper than {_MAX_DEPTH} levels, with aliases expanded"
 _TOO_MANY = f"more than {_MAX_NODES:,} values, with aliases expanded"
+_BOOLEAN_TAG = "tag:yaml.org,2002:bool"
 _NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
@@ -37,6 +38,14 @@ class _Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, problem, self.peek_event().start_mark)  # type: ignore[no-untyped-call]
         node = super().compose_node(parent, index)
         self._depth -= 1
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping whose keys ``on``, ``off``, ``yes`` and ``no`` are text, as in YAML 1.2; as values they are not."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        for key, _ in node.value:
+            if key.tag == _BOOLEAN_TAG and key.value.lower() not in ("true", "false"):
+                key.tag = "tag:yaml.org,2002:str"
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:

@@ -14,7 +14,7 @@ __all__ = ["OwnScore", "QualitySettings", "ScoreRange"]
 
 
 class ScoreRange(NamedTuple):
-    """What the scores of one row can be, and which of them are better."""
+    """What the scores of one row, or episode, can be, and which of them are better."""
 
     low: float
     high: float
@@ -28,19 +28,41 @@ class ScoreRange(NamedTuple):
 
 
 class OwnScore(Section):
-    """A score of the user's own: a function of probabilities and outcomes that returns a number per row."""
+    """A score of the user's own: a function that returns a number per row, or one per episode that a model plays."""
 
     target: Target = Field(
-        description="'module:function', called as (probs, labels, rows); returns a score per row, float [n]"
+        description="'module:function', called as (probs, labels, rows); returns a score per row, float [n]. Of "
+        "episodes: called as (policy, seeds, moments); returns a score per seed"
     )
     name: str = Field(
         pattern=r"^[A-Za-z][\w .\-]{0,39}$",
         description="what people call it: letters, digits, spaces and the characters _ . -",
     )
-    low: float = Field(description="smallest score of a row")
-    high: float = Field(description="largest score of a row")
+    low: float = Field(description="smallest score of a row, or of an episode")
+    high: float = Field(description="largest score of a row, or of an episode")
     unit: str = Field(default="", max_length=20, description="unit of the score, for pages")
     better: Literal["higher", "lower"] = Field(default="higher", description="which direction is better")
+    on: Literal["rows", "episodes"] = Field(
+        default="rows",
+        description="episodes: the model acts in a world that the function simulates; models are compared in episodes "
+        "with the same seeds",
+    )
+    episodes: int | None = Field(
+        default=None,
+        ge=10,
+        le=10_000,
+        description="episodes per window and per block of the pool; required with `on: episodes`",
+    )
+
+    @model_validator(mode="after")
+    def _check_episodes(self) -> OwnScore:
+        if self.on == "episodes" and self.episodes is None:
+            raise ValueError(
+                "episodes: is required with `on: episodes`: how many a model plays per window, such as 200"
+            )
+        if self.on == "rows" and self.episodes is not None:
+            raise ValueError("episodes: is for a score of episodes: write `on: episodes` beside it, or leave it out")
+        return self
 
     @model_validator(mode="after")
     def _check_range(self) -> OwnScore:
@@ -80,7 +102,10 @@ class QualitySettings(Section):
 
     @property
     def range(self) -> ScoreRange:
-        """The scores that a row can have: 0…−ln ``clip`` nats of log loss, 0…1, or as the user's own score states."""
+        """The scores that a row, or an episode, can have.
+
+        0…−ln ``clip`` nats of log loss, 0…1, or as the user's own score states.
+        """
         if self.own:
             return ScoreRange(self.own.low, self.own.high, self.own.unit, self.own.better)
         if self.measure == "log_loss":
@@ -94,8 +119,9 @@ class QualitySettings(Section):
         >>> QualitySettings(measure="auc").default_margin, QualitySettings().default_margin
         (0.005, 0.02)
         """
-        return _OWN_MARGIN * self.range.span if self.own else _DEFAULT_MARGINS[self.measure]
+        return _OWN_MARGINS[self.own.on] * self.range.span if self.own else _DEFAULT_MARGINS[self.measure]
 
 
 _DEFAULT_MARGINS: Mapping[str, float] = {"log_loss": 0.02, "accuracy": 0.005, "agreement": 0.02, "auc": 0.005}
-_OWN_MARGIN = 0.005  # of the range of a score of the user's own
+_OWN_MARGINS: Mapping[str, float] = {"rows": 0.005, "episodes": 0.05}
+"""Of the range of a score of the user's own; 100 episodes can prove no less than a twentieth."""

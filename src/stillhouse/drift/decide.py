@@ -420,8 +420,8 @@ def _fallen_quality(evidence: Evidence, drift: DriftReport, tolerance: float) ->
         if reason.value is None or points is None or points_before is None:
             continue
         error = hypot(
-            _max_standard_error(points, now.rows * measure.effective_share),
-            _max_standard_error(points_before, before.rows * measure.effective_share),
+            _max_standard_error(points, measure.count(now) * measure.effective_share),
+            _max_standard_error(points_before, measure.count(before) * measure.effective_share),
         )
         fall, limit = points_before - points, min(tolerance + 2 * error, 0.1)
         if (fall > limit) if reason.threshold is None else (reason.value > reason.threshold):
@@ -600,6 +600,7 @@ class _WatchedMeasure:
     :param value: its value, in its unit; None where it is not defined.
     :param points: the same as a share of its range, 0 to 1, higher is better.
     :param effective_share: share of the rows that its standard error is computed with.
+    :param count: how many rows, or episodes, the value is the mean of.
     """
 
     name: str
@@ -607,6 +608,7 @@ class _WatchedMeasure:
     value: Callable[[Quality], float | None]
     points: Callable[[Quality], float | None]
     effective_share: float = 1.0
+    count: Callable[[Quality], int] = lambda quality: quality.rows
 
 
 _AUC = _WatchedMeasure("auc", "AUC", lambda quality: quality.auc, lambda quality: quality.auc, 0.25)
@@ -614,9 +616,13 @@ _ACCURACY = _WatchedMeasure("accuracy", "accuracy", lambda quality: quality.accu
 
 
 def _named_measure(name: str) -> _WatchedMeasure:
-    """The log loss, or a score of the user's own."""
+    """The log loss, or a score of the user's own, of rows or of episodes."""
     return _WatchedMeasure(
-        name, measure_title(name), lambda quality: quality.judged.value, lambda quality: quality.judged.points
+        name,
+        measure_title(name),
+        lambda quality: quality.judged.value,
+        lambda quality: quality.judged.points,
+        count=lambda quality: quality.judged.episodes or quality.rows,
     )
 
 
@@ -660,7 +666,9 @@ def _quality_reason(report: DriftReport, measure: _WatchedMeasure, threshold: fl
         return _reason(name, None, threshold, text)
     better = report.quality.judged.better if measure.name == report.quality.measure else "higher"
     fall = before - now if better == "higher" else now - before
-    text = f"{measure.title} {now:.3f} on {rows} outcomes, {now - before:+.3f} against {before:.3f}"
+    count = measure.count(report.quality)
+    scored = f"on {rows} outcomes" if count == rows else f"in {count} episodes"
+    text = f"{measure.title} {now:.3f} {scored}, {now - before:+.3f} against {before:.3f}"
     return _reason(name, fall, threshold, text + _format_threshold(threshold))
 
 

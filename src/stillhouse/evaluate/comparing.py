@@ -52,10 +52,15 @@ def compare_models(
     *,
     measure: Measure | None = None,
     rows: pd.DataFrame | None = None,
+    episodes: tuple[Array, Array] | None = None,
     role: ComparisonRole = "non_inferior",
     can_grow: bool = True,
 ) -> Comparison | None:
     """Compare challenger and champion on the same rows, with everything that a bound of the paired difference needs.
+
+    A score of episodes is compared by the paired differences of the episodes, which have the same seeds for both. Each
+    is its own cluster. Without episodes the stand-in of the measure is compared, with the margin as the same share of
+    its range.
 
     A measure with a score per row is compared by the mean of the paired differences; the AUC with the influences of
     DeLong, DeLong and Clarke-Pearson 1988. The rows of one cluster count as one observation: flights of the same hour
@@ -86,6 +91,8 @@ def compare_models(
     :param cluster_ids: the cluster of each row, integers ``[n]``; None: each row is its own.
     :param measure: None: the AUC for two actions, the accuracy for more.
     :param rows: the observations, for a score of the user's own.
+    :param episodes: the scores of the episodes that challenger and champion have played, each ``[m]``, for a score of
+        episodes.
     :param role: what the gate asks of this comparison.
     :param can_grow: whether later labels add rows.
     :returns: None if there are no rows; for the AUC, if fewer than ten rows have one of the labels or there are fewer
@@ -93,10 +100,12 @@ def compare_models(
     """
     if not len(labels):
         return None
-    measure = measure or decision_measure(challenger.shape[1])
+    named = measure or decision_measure(challenger.shape[1])
+    measure, played = (named, episodes) if episodes is not None and named.episodes else (named.of_rows, (None, None))
+    margin *= measure.span / named.span
     challenger, champion = replace_non_finite(challenger, labels), replace_non_finite(champion, labels)
-    index = np.arange(len(labels)) if cluster_ids is None else np.unique(cluster_ids, return_inverse=True)[1]
-    scores = [measure.score_rows(probs, labels, rows) for probs in (challenger, champion)]
+    scores = [measure.scores(p, labels, rows, e) for p, e in zip((challenger, champion), played, strict=True)]
+    index = _cluster_index(len(labels) if played[0] is None else len(played[0]), cluster_ids, played[0])
     if scores[0] is None or scores[1] is None:
         estimate = _compare_aucs(labels, challenger[:, 1], champion[:, 1], index)
     else:
@@ -106,7 +115,8 @@ def compare_models(
     difference = measure.sign * (estimate.challenger - estimate.champion)
     return Comparison(
         window=window,
-        rows=len(labels),
+        rows=len(index),
+        on="rows" if played[0] is None else "episodes",
         measure=measure.name,
         challenger=estimate.challenger,
         champion=estimate.champion,
@@ -135,6 +145,7 @@ def bound_quality(
     confidence: float,
     cluster_ids: Array | None = None,
     rows: pd.DataFrame | None = None,
+    episodes: Array | None = None,
 ) -> tuple[float, float] | None:
     """The two-sided confidence interval of one model's value, by the same bounds as :func:`compare_models`.
 
@@ -150,13 +161,15 @@ def bound_quality(
     :param confidence: of the interval, in (½, 1); each side has half of the error.
     :param cluster_ids: the cluster of each row, integers ``[n]``; None: each row is its own.
     :param rows: the observations, for a score of the user's own.
+    :param episodes: the scores of the episodes that the model has played ``[m]``, for a score of episodes.
     :returns: the lowest and the highest value, in the unit of the measure; None where :func:`compare_models` has none.
     """
     if not len(labels):
         return None
     probs, side = replace_non_finite(probs, labels), (1 + confidence) / 2
-    index = np.arange(len(labels)) if cluster_ids is None else np.unique(cluster_ids, return_inverse=True)[1]
-    scores, nothing = measure.score_rows(probs, labels, rows), np.zeros(len(labels))
+    scores = measure.scores(probs, labels, rows, episodes)
+    nothing = np.zeros(len(labels) if scores is None else len(scores))
+    index = _cluster_index(len(nothing), cluster_ids, episodes)
     if scores is None:
         estimate = _compare_aucs(labels, probs[:, 1], nothing, index)  # a constant score has no influence
     else:
@@ -229,6 +242,14 @@ def require_rule(rule: int) -> None:
 
 
 # --------------------------------------------------------------------------- inside
+
+
+def _cluster_index(count: int, cluster_ids: Array | None, episodes: Array | None) -> Array:
+    """The cluster of each score, numbered from 0, ``[n]``: that of its row; an episode is its own."""
+    if cluster_ids is None or episodes is not None:
+        return np.arange(count)
+    index: Array = np.unique(cluster_ids, return_inverse=True)[1]
+    return index
 
 
 @dataclass(frozen=True)

@@ -174,8 +174,11 @@ def _count_needed_labels(certificate: Certificate) -> int | None:
 
 
 def _needed_labels(comparison: Comparison, confidence: float, test_rows: int) -> int | None:
-    """More outcomes in all that would decide this comparison; of a slice, at its present share of the rows."""
-    factor = rows_factor(comparison, confidence)
+    """More outcomes in all that would decide this comparison; of a slice, at its present share of the rows.
+
+    :returns: None if that is not foreseeable, or more episodes would decide and not more outcomes.
+    """
+    factor = rows_factor(comparison, confidence) if comparison.on == "rows" else None
     return None if factor is None else max(1, math.ceil((factor - 1) * test_rows))
 
 
@@ -296,7 +299,7 @@ _AGAINST = {
 
 def _describe_rows(comparison: Comparison) -> str:
     how = ", reported only" if comparison.role == "reported" else ""
-    return f"on {_AGAINST.get(comparison.window, comparison.window)} ({comparison.rows} rows{how})"
+    return f"on {_AGAINST.get(comparison.window, comparison.window)} ({comparison.rows} {comparison.on}{how})"
 
 
 def _describe_result(comparison: Comparison, low: float, high: float) -> str:
@@ -316,11 +319,14 @@ def _describe_changed_rows(comparison: Comparison) -> str:
         return ""
     if comparison.measure in ("accuracy", "agreement"):
         return f"; only the challenger is right on {comparison.gained} rows, only the champion on {comparison.lost}"
-    return f"; the challenger's score is better on {comparison.gained} rows, the champion's on {comparison.lost}"
+    gained = f"{comparison.gained} {comparison.on}"
+    return f"; the challenger's score is better on {gained}, the champion's on {comparison.lost}"
 
 
 def _explain_undecided(comparison: Comparison, confidence: float) -> str:
-    """How many rows would decide."""
+    """How many rows, or episodes, would decide."""
+    if comparison.on == "episodes":
+        return _explain_more_episodes(comparison, confidence)
     if not comparison.can_grow:
         return "; later outcomes add no rows to this window: lengthen it, or raise `promotion.slice_margin`"
     factor = rows_factor(comparison, confidence)
@@ -328,6 +334,13 @@ def _explain_undecided(comparison: Comparison, confidence: float) -> str:
     if factor is None:
         return few + "; no number of rows like these would decide"
     return few + f"; {math.ceil((factor - 1) * comparison.rows):,} more rows like these would decide"
+
+
+def _explain_more_episodes(comparison: Comparison, confidence: float) -> str:
+    factor = rows_factor(comparison.model_copy(update={"can_grow": True}), confidence)
+    if factor is None:
+        return "; no number of episodes like these would decide"
+    return f"; {math.ceil(factor * comparison.rows):,} episodes would decide: raise `quality.own.episodes`"
 
 
 def _format_unit(comparison: Comparison) -> str:
@@ -369,7 +382,8 @@ def _explain_too_few_rows(comparison: Comparison, confidence: float) -> str:
     evidence = comparison.evidence
     if evidence is None or comparison.margin <= 0:
         return ""
-    available, unit = evidence.effective, "rows" if evidence.clusters == comparison.rows else "clusters of rows"
+    unit: str = comparison.on if evidence.clusters == comparison.rows else "clusters of rows"
+    available = evidence.effective
     if comparison.rarer is not None:
         available, unit = comparison.rarer, "rows of the rarer outcome"
     needed = rows_needed(comparison.margin, confidence, span=comparison.span)

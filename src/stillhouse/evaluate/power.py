@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from stillhouse.evaluate.bounds import MIN_ROWS_FOR_AUC, bound_shift, few_clusters_factor, shift_without_losses
+from stillhouse.records import ScoredUnit
 
 __all__ = ["describe_power", "provable_margin", "rows_needed"]
 
@@ -70,7 +71,13 @@ def rows_needed(
 
 
 def describe_power(
-    rows: int, clusters: int, confidence: float = 0.95, *, rarer: int | None = None, span: float = 1.0
+    rows: int,
+    clusters: int,
+    confidence: float = 0.95,
+    *,
+    rarer: int | None = None,
+    span: float = 1.0,
+    on: ScoredUnit = "rows",
 ) -> str:
     """:func:`provable_margin` in a sentence.
 
@@ -79,9 +86,10 @@ def describe_power(
 
     :param rarer: for an AUC, the rows of the rarer label; None for other measures.
     :param span: the largest minus the smallest score of a row.
+    :param on: what has a score; ``rows`` is their number.
     """
     margin = provable_margin(rows, clusters, confidence, rarer=rarer, span=span)
-    window = f"{rows:,} rows" + (f" in {clusters:,} clusters" if clusters != rows else "")
+    window = f"{rows:,} {on}" + (f" in {clusters:,} clusters" if clusters != rows else "")
     window += f", {rarer:,} of the rarer outcome," if rarer is not None else ""
     if margin >= span:
         return f"with {window} the gate can prove nothing"

@@ -21,7 +21,7 @@ from stillhouse.evaluate.scorecard import (
 )
 from stillhouse.evaluate.sources import Role, describe_model
 from stillhouse.latency import measure_latency
-from stillhouse.quality import ACCURACY, AGREEMENT, Measure, get_measure
+from stillhouse.quality import ACCURACY, AGREEMENT, Measure, Policy, get_measure
 from stillhouse.records import Comparison, ComparisonRole, Latency, ModelSource, Proof, Refresh, Scorecard
 from stillhouse.stats import cluster_ids, replace_non_finite
 
@@ -36,6 +36,7 @@ class Contender:
     """A model to be scored.
 
     :ivar predict: raw rows to probabilities ``[n, K]``.
+    :ivar policy: the same for rows that nobody observed, in the episodes that it plays; None: it plays none.
     :ivar bytes: size on disk.
     :ivar one_row: makes one decision as in serving, to measure latency; None: latency is not measured.
     :ivar folder: of a deployed model; its files go into the certificate by their checksum.
@@ -47,6 +48,7 @@ class Contender:
     bytes: int
     one_row: Callable[[], object] | None = None
     folder: Path | None = None
+    policy: Policy | None = None
 
 
 @dataclass(frozen=True)
@@ -105,30 +107,32 @@ def prove(
     contenders = [teacher, student, *variants, *([champion] if champion else [])]
     measure = get_measure(config)
     # the teacher has seen the outcomes of every window but the test window
-    probs = {
+    answers = {
         contender.role + contender.name: {
-            name: contender.predict(rows) if contender is teacher else _predict(contender, rows)
+            name: _answer(contender, rows, measure, raw=contender is teacher)
             for name, rows in windows.items()
             if contender is not teacher or name == "test"
         }
         for contender in contenders
     }
     latencies = measure_latency({c.role + c.name: c.one_row for c in contenders if c.one_row is not None})
-    teacher_probs = probs[teacher.role + teacher.name]["test"]
+    teacher_probs = answers[teacher.role + teacher.name]["test"].probs
     has_teacher_probs = ~np.isnan(teacher_probs[:, 0])  # a teacher that costs money answers some rows only
 
     def scorecard(contender: Contender) -> Scorecard:
         key = contender.role + contender.name
-        return _make_scorecard(config, measure, contender, probs[key], windows, latencies.get(key), teacher_probs, cpu)
+        return _make_scorecard(
+            config, measure, contender, answers[key], windows, latencies.get(key), teacher_probs, cpu
+        )
 
     cards = [scorecard(variant) for variant in variants]
     challenger = next(card for card in cards if card.model == chosen)
-    challenger_probs = probs["variant" + chosen]
+    of_challenger = answers["variant" + chosen]
     champion_card = scorecard(champion) if champion else None
     comparisons: list[Comparison] = []
     if champion is not None:
-        compare = _Comparing(config, measure, windows, challenger_probs)
-        comparisons = compare.with_champion(probs["champion" + champion.name]) + compare.with_earlier(yardsticks)
+        compare = _Comparing(config, measure, windows, of_challenger)
+        comparisons = compare.with_champion(answers["champion" + champion.name]) + compare.with_earlier(yardsticks)
     return Proof(
         teacher=scorecard(teacher),
         student=scorecard(student),
@@ -137,7 +141,7 @@ def prove(
         chosen=chosen,
         why=why,
         disagreement=measure_disagreement(
-            teacher_probs[has_teacher_probs], challenger_probs["test"][has_teacher_probs]
+            teacher_probs[has_teacher_probs], of_challenger["test"].probs[has_teacher_probs]
         ),
         certificate=certify(
             config,
@@ -153,15 +157,37 @@ def prove(
     )
 
 
-def _predict(contender: Contender, rows: pd.DataFrame) -> Array:
-    return replace_non_finite(contender.predict(rows), rows["outcome"].to_numpy())
+@dataclass(frozen=True)
+class _Answers:
+    """What a model answers on a window.
+
+    :param probs: of the rows ``[n, K]``.
+    :param episodes: scores of the episodes that it plays ``[m]``; None: the measure is one of rows, or it plays none.
+    """
+
+    probs: Array
+    episodes: Array | None = None
+
+    def select(self, mask: Array) -> _Answers:
+        """The answers to some rows; episodes are those of a whole window."""
+        return _Answers(self.probs[mask])
+
+
+def _answer(contender: Contender, rows: pd.DataFrame, measure: Measure, *, raw: bool = False) -> _Answers:
+    """The model's answers to all rows.
+
+    :param raw: keep what is not finite: rows that a teacher was not asked about.
+    """
+    probs = contender.predict(rows)
+    probs = probs if raw else replace_non_finite(probs, rows["outcome"].to_numpy())
+    return _Answers(probs, measure.play(contender.policy, rows))
 
 
 def _make_scorecard(
     config: AgentConfig,
     measure: Measure,
     contender: Contender,
-    probs: Mapping[str, Array],
+    answers: Mapping[str, _Answers],
     windows: Mapping[str, pd.DataFrame],
     latency: Latency | None,
     teacher_probs: Array,
@@ -169,19 +195,22 @@ def _make_scorecard(
 ) -> Scorecard:
     has_teacher_probs = ~np.isnan(teacher_probs[:, 0])
     if contender.role == "teacher":
-        probs, windows = {"test": teacher_probs[has_teacher_probs]}, {"test": windows["test"][has_teacher_probs]}
-    test = windows["test"]
+        answers = {"test": _Answers(teacher_probs[has_teacher_probs], answers["test"].episodes)}
+        windows = {"test": windows["test"][has_teacher_probs]}
+    test, of_test = windows["test"], answers["test"].probs
     with_teacher = None
     if contender.role != "teacher":
-        with_teacher = measure_agreement(teacher_probs[has_teacher_probs], probs["test"][has_teacher_probs])
+        with_teacher = measure_agreement(teacher_probs[has_teacher_probs], of_test[has_teacher_probs])
     return Scorecard(
         model=contender.name,
         role=contender.role,
         quality={
-            name: measure_quality(p, windows[name]["outcome"].to_numpy(), measure, windows[name])
-            for name, p in probs.items()
+            name: measure_quality(
+                answer.probs, windows[name]["outcome"].to_numpy(), measure, windows[name], answer.episodes
+            )
+            for name, answer in answers.items()
         },
-        slices=score_slices(test, probs["test"], test["outcome"].to_numpy(), config.promotion.slices, measure),
+        slices=score_slices(test, of_test, test["outcome"].to_numpy(), config.promotion.slices, measure),
         agreement=with_teacher,
         bytes=contender.bytes,
         latency=latency,
@@ -193,15 +222,15 @@ def _make_scorecard(
 class _Comparing:
     """Compares the challenger with other models on the windows of a refresh, in the named measure.
 
-    :param challenger: its probabilities by window.
+    :param challenger: its answers by window.
     """
 
     config: AgentConfig
     measure: Measure
     windows: Mapping[str, pd.DataFrame]
-    challenger: Mapping[str, Array]
+    challenger: Mapping[str, _Answers]
 
-    def with_champion(self, champion: Mapping[str, Array]) -> list[Comparison]:
+    def with_champion(self, champion: Mapping[str, _Answers]) -> list[Comparison]:
         """On the test window, its slices, and what must be remembered; accuracy and the past are looked at beside."""
         promotion, margins = self.config.promotion, self.config.margins
         comparisons = [self._compare("test", champion["test"], margins.test)]
@@ -215,9 +244,9 @@ class _Comparing:
             comparisons += self._compare_slices("past", champion["past"], promotion.remember.slices, can_grow=False)
         for window in promotion.remember.windows:
             if window.name in self.windows:
-                probs = champion[window.name]
-                comparisons.append(self._compare(window.name, probs, margins.slice, can_grow=False))
-                comparisons += self._compare_slices(window.name, probs, promotion.remember.slices, can_grow=False)
+                answers = champion[window.name]
+                comparisons.append(self._compare(window.name, answers, margins.slice, can_grow=False))
+                comparisons += self._compare_slices(window.name, answers, promotion.remember.slices, can_grow=False)
         return [comparison for comparison in comparisons if comparison is not None]
 
     def with_earlier(self, yardsticks: Yardsticks) -> list[Comparison]:
@@ -229,7 +258,9 @@ class _Comparing:
             "best_earlier": self._find_best(yardsticks.earlier),
         }
         comparisons = [
-            self._compare("test", _predict(contender, test), self.config.margins.total, name, role="cumulative")
+            self._compare(
+                "test", _answer(contender, test, self.measure), self.config.margins.total, name, role="cumulative"
+            )
             for name, contender in by_name.items()
             if contender is not None
         ]
@@ -243,13 +274,13 @@ class _Comparing:
             return None
 
         def points(contender: Contender) -> float:
-            probs = _predict(contender, rows)
+            probs = replace_non_finite(contender.predict(rows), labels)
             return self.measure.for_labels(labels, probs.shape[1]).points(probs, labels, rows)
 
         return max(contenders, key=points)
 
     def _compare_slices(
-        self, window: str, champion: Array, columns: Sequence[str], *, can_grow: bool = True
+        self, window: str, champion: _Answers, columns: Sequence[str], *, can_grow: bool = True
     ) -> list[Comparison | None]:
         """Each value of the columns that has enough rows."""
         rows = self.windows[window]
@@ -274,7 +305,7 @@ class _Comparing:
     def _compare(
         self,
         window: str,
-        other: Array,
+        other: _Answers,
         margin: float,
         name: str = "",
         *,
@@ -285,16 +316,18 @@ class _Comparing:
     ) -> Comparison | None:
         rows, challenger = self.windows[window], self.challenger[window]
         if mask is not None:
-            rows, challenger, other = rows[mask], challenger[mask], other[mask]
+            rows, challenger, other = rows[mask], challenger.select(mask), other.select(mask)
+        played = (challenger.episodes, other.episodes)
         return compare_models(
             name or window,
             rows["outcome"].to_numpy(),
-            challenger,
-            other,
+            challenger.probs,
+            other.probs,
             margin,
             cluster_ids(rows["observed_at"], self.config.promotion.cluster),
             measure=measure or self.measure,
             rows=rows,
+            episodes=None if played[0] is None or played[1] is None else (played[0], played[1]),
             role=role,
             can_grow=can_grow,
         )

@@ -26,7 +26,11 @@ Array = np.ndarray[Any, Any]
 
 
 def measure_quality(
-    probs: Array, labels: Array, measure: Measure | None = None, rows: pd.DataFrame | None = None
+    probs: Array,
+    labels: Array,
+    measure: Measure | None = None,
+    rows: pd.DataFrame | None = None,
+    episodes: Array | None = None,
 ) -> Quality:
     """The quality of probabilities ``[n, K]`` against action indices ``[n]``.
 
@@ -38,8 +42,9 @@ def measure_quality(
     (0.5, 0.667, 0.46)
 
     :param measure: the measure that the agent file names, whose value is added; the accuracy stands in for an AUC of
-        labels of one action.
+        labels of one action, and for a score of episodes where none were played.
     :param rows: the observations, for a score of the user's own.
+    :param episodes: the scores of the episodes that the model has played ``[m]``, for a score of episodes.
     :raises ValueError: if there are no rows.
     """
     if len(labels) == 0:
@@ -55,13 +60,15 @@ def measure_quality(
         accuracy=float((p.argmax(axis=1) == labels).mean()),
         calibration_error=expected_calibration_error(p, labels),
         actions=p.shape[1],
-        named=_measure_named(probs, labels, measure, rows) if measure else None,
+        named=_measure_named(probs, labels, measure, rows, episodes) if measure else None,
     )
 
 
-def _measure_named(probs: Array, labels: Array, measure: Measure, rows: pd.DataFrame | None) -> NamedQuality:
-    defined = measure.for_labels(labels, np.shape(probs)[1])
-    return defined.describe(defined.value(probs, labels, rows))
+def _measure_named(
+    probs: Array, labels: Array, measure: Measure, rows: pd.DataFrame | None, episodes: Array | None
+) -> NamedQuality:
+    defined = measure.for_labels(labels, np.shape(probs)[1], episodes)
+    return defined.describe(defined.value(probs, labels, rows, episodes))
 
 
 def _auc(p: Array, labels: Array) -> float | None:

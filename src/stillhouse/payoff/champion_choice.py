@@ -86,7 +86,7 @@ def choose_champion(state: PoolState, *, allow_promotion: bool) -> ChampionChoic
         )
     best = max(ready, key=lambda evidence: (evidence.shrunken_gain, evidence.log_not_worse, evidence.member))
     undo = members[best.member].role == "previous"
-    gain = f"{best.measure} {best.gain:+.4f} on {best.rows} rows"
+    gain = f"{best.measure} {best.gain:+.4f} on {best.rows} {best.on}"
     return ChampionChoice(
         action="undo" if undo else "promote",
         champion=state.champion,
@@ -226,8 +226,8 @@ def _proof(evidence: PoolEvidence, value: float, name: str, claim: str) -> Reaso
     proven = value >= evidence.log_threshold
     text = (
         f"{evidence.member} is {'' if proven else 'not yet '}proven {claim} on "
-        f"{evidence.blocks} complete blocks ({evidence.rows} rows): {evidence.measure} {evidence.gain:+.4f}, evidence "
-        f"{value:.2f} of {evidence.log_threshold:.2f}"
+        f"{evidence.blocks} complete blocks ({evidence.rows} {evidence.on}): {evidence.measure} {evidence.gain:+.4f}, "
+        f"evidence {value:.2f} of {evidence.log_threshold:.2f}"
     )
     return Reason(
         measure=f"{evidence.measure}:{name}",

@@ -123,6 +123,7 @@ def compare_members(
     share: float = 1.0,
     autocorrelation: float = LARGEST_AUTOCORRELATION,
     horizon: timedelta | None = None,
+    episodes: int | None = None,
 ) -> PoolEvidence | None:
     """The evidence about ``member`` against ``champion``. It depends on the arguments only.
 
@@ -153,6 +154,7 @@ def compare_members(
     :param share: share of the member in it, fixed on entry.
     :param autocorrelation: upper bound of the coefficient ``φ`` of neighbouring blocks, 0…½.
     :param horizon: time after which the evidence begins anew; None: never.
+    :param episodes: that a member plays per block, for a score of episodes; None: the score is one of rows.
     :returns: None if there is no block to compare.
     :raises ValueError: if a parameter is outside its range, two blocks overlap, or the scores lack the measure.
     """
@@ -163,8 +165,9 @@ def compare_members(
     pairs, restart = _forget(pairs, since, horizon)
     share_of_now = share * spent_share(restart + 1) if horizon else share
     log_threshold = -math.log(error * share_of_now)
+    sizes = _count_scores(pairs, episodes)
     compare = _compare_auc if measure == "auc" else _compare_means
-    gain, tests = compare(pairs, measure, span, margin, autocorrelation)
+    gain, tests = compare(pairs, sizes, measure, span, margin, autocorrelation)
     return PoolEvidence(
         member=pairs[0].member.member,
         champion=pairs[0].champion.member,
@@ -172,7 +175,8 @@ def compare_members(
         since=pairs[0].member.start,
         until=pairs[-1].member.end,
         blocks=len(pairs),
-        rows=_count_rows(pairs),
+        rows=int(sizes.sum()),
+        on="episodes" if episodes else "rows",
         gain=gain.mean,
         shrunken_gain=float(shrunken(np.array([gain.mean]), np.array([gain.error]), margin)[0]),
         standard_error=gain.error,
@@ -183,7 +187,7 @@ def compare_members(
         log_threshold=log_threshold,
         newest_gain=gain.newest,
         newest_error=gain.newest_error,
-        labels_needed=_forecast_labels(pairs, gain, margin, log_threshold - tests.not_worse, autocorrelation),
+        labels_needed=_forecast_labels(sizes, gain, margin, log_threshold - tests.not_worse, autocorrelation),
     )
 
 
@@ -312,9 +316,7 @@ def shrink_gains(evidence: Sequence[PoolEvidence], margin: float) -> tuple[PoolE
     )
 
 
-def _forecast_labels(
-    pairs: Sequence[_Pair], gain: _Gain, margin: float, missing: float, autocorrelation: float
-) -> int | None:
+def _forecast_labels(sizes: Array, gain: _Gain, margin: float, missing: float, autocorrelation: float) -> int | None:
     """About how many more labels prove that the member is not worse; 0: it is proven; None: not foreseeable.
 
     A Gaussian difference with mean ``z`` standard deviations above the null lets the best bet grow by about
@@ -322,29 +324,29 @@ def _forecast_labels(
     """
     if missing <= 0:
         return 0
-    deviation = gain.error * math.sqrt(len(pairs))
+    deviation = gain.error * math.sqrt(len(sizes))
     above = gain.mean + margin
     if above <= 0 or deviation <= 0:
         return None
     signal = (above * (1 - autocorrelation) / deviation) ** 2 / (1 + autocorrelation**2)
     blocks = missing * 2 * (1 + signal) / signal
-    return math.ceil(blocks * _count_rows(pairs) / len(pairs)) if blocks <= MAX_FORECAST_BLOCKS else None
+    return math.ceil(blocks * float(sizes.mean())) if blocks <= MAX_FORECAST_BLOCKS else None
 
 
 # --------------------------------------------------------------------------- scores that are means
 
 
 def _compare_means(
-    pairs: Sequence[_Pair], measure: str, span: float, margin: float, autocorrelation: float
+    pairs: Sequence[_Pair], sizes: Array, measure: str, span: float, margin: float, autocorrelation: float
 ) -> tuple[_Gain, _Tests]:
     differences = _differences(pairs, measure)
     scaled, null = np.clip(differences / span, -1.0, 1.0), margin / span
-    weights = relative_sizes(np.array([pair.member.rows for pair in pairs]))
+    weights = relative_sizes(sizes)
 
     def newest(values: Array, null: float) -> float:
         return float(accumulate_bets(values, null, autocorrelation, weights)[-1])
 
-    return _mean_gain(pairs, differences, span), _Tests(
+    return _mean_gain(sizes, differences, span), _Tests(
         newest(scaled, -null), newest(scaled, 0.0), newest(-scaled, 0.0)
     )
 
@@ -374,16 +376,16 @@ def _oriented(block: BlockScore, measure: str) -> float:
     return sign * float(value)
 
 
-def _mean_gain(pairs: Sequence[_Pair], differences: Array, span: float) -> _Gain:
+def _mean_gain(sizes: Array, differences: Array, span: float) -> _Gain:
     """All blocks have the same weight; the spread of the blocks gives the standard errors.
 
     Of few blocks the spread is not known; there a block's error is at most its range divided by the root of its rows.
     """
-    count, rows = len(pairs), _count_rows(pairs)
+    count, rows = len(sizes), int(sizes.sum())
     if count < MIN_BLOCKS_FOR_DEVIATION:
         return _Gain(float(differences.mean()), span / math.sqrt(rows), float(differences[-1]), None)
     deviation = float(differences.std(ddof=1))
-    newest_error = float(differences[:-1].std(ddof=1)) * math.sqrt(max(1.0, rows / count / pairs[-1].member.rows))
+    newest_error = float(differences[:-1].std(ddof=1)) * math.sqrt(max(1.0, rows / count / int(sizes[-1])))
     return _Gain(float(differences.mean()), deviation / math.sqrt(count), float(differences[-1]), newest_error)
 
 
@@ -391,14 +393,14 @@ def _mean_gain(pairs: Sequence[_Pair], differences: Array, span: float) -> _Gain
 
 
 def _compare_auc(
-    pairs: Sequence[_Pair], measure: str, span: float, margin: float, autocorrelation: float
+    pairs: Sequence[_Pair], sizes: Array, measure: str, span: float, margin: float, autocorrelation: float
 ) -> tuple[_Gain, _Tests]:
     look = len(pairs).bit_length()
     factor = math.sqrt((1 + autocorrelation) / (1 - autocorrelation))
     at_look = _auc_difference(pairs[: 2 ** (look - 1)], factor)
     tests = _Tests(*(_log_spent(at_look, null, sign, look) for null, sign in ((-margin, 1), (0.0, 1), (0.0, -1))))
     over_all, newest = _auc_difference(pairs, factor), _auc_difference(pairs[-1:], 1.0)
-    mean, error, _ = over_all or (0.0, span / math.sqrt(_count_rows(pairs)), 0)
+    mean, error, _ = over_all or (0.0, span / math.sqrt(int(sizes.sum())), 0)
     return _Gain(mean, error, newest[0] if newest else None, newest[1] if newest else None), tests
 
 
@@ -469,8 +471,9 @@ def _forget(pairs: list[_Pair], since: datetime, horizon: timedelta | None) -> t
     return [pair for pair in pairs if pair.member.start >= begin], restart
 
 
-def _count_rows(pairs: Sequence[_Pair]) -> int:
-    return sum(pair.member.rows for pair in pairs)
+def _count_scores(pairs: Sequence[_Pair], episodes: int | None) -> Array:
+    """How many rows, or episodes, each block is scored on, ``[n]``."""
+    return np.array([episodes or pair.member.rows for pair in pairs])
 
 
 def _check_parameters(

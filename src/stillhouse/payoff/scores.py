@@ -50,7 +50,8 @@ def score_block(
     :param ids: ids of the observations ``[n]``.
     :param complete: whether the outcomes of the block are complete by ``outcomes.delay``.
     :param clip: ε, smallest probability of an outcome that the log loss counts; so it lies in 0…ln(1/ε).
-    :param own: mean of the user's own score on these rows, oriented so that more is better; None: there is none.
+    :param own: mean of the user's own score on these rows, or of the episodes that belong to them, oriented so that
+        more is better; None: there is none.
     :raises ValueError: if there are no rows, or the numbers of rows differ.
     """
     probs, labels = np.asarray(probs, dtype=np.float64), np.asarray(labels, dtype=np.int64)
@@ -88,6 +89,7 @@ def scoring_rule(settings: AgentConfig) -> str:
         settings.watch.block,
         settings.block_delay,
         quality.clip,
-        own.model_dump_json() if own else "",
+        own.model_dump_json(exclude={"on", "episodes"}) if own else "",
+        *((own.on, own.episodes) if own and own.on == "episodes" else ()),
         *settings.actions,
     )

@@ -49,7 +49,7 @@ from stillhouse.records.pool import (
     RealisedGain,
     Reckoning,
 )
-from stillhouse.records.quality import Disagreement, Latency, NamedQuality, Quality, Scorecard
+from stillhouse.records.quality import Disagreement, Latency, NamedQuality, Quality, Scorecard, ScoredUnit
 from stillhouse.records.refreshes import Baseline, ComparedModel, Refresh, SameRows
 from stillhouse.records.reports import History, HistoryEntry, TableDrift, TeacherReport, TeacherShare
 from stillhouse.records.sources import AnswersSource, ModelSource, Sources, WindowSource
@@ -149,6 +149,7 @@ __all__ = [
     "SameRows",
     "Saturation",
     "Scorecard",
+    "ScoredUnit",
     "ScreenResult",
     "SizeLimits",
     "SliceDrift",

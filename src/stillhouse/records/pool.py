@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import AwareDatetime, Field
 
 from stillhouse.records.base import Fraction, Record
+from stillhouse.records.quality import ScoredUnit
 from stillhouse.records.verdicts import Reason, Response
 
 __all__ = [
@@ -41,7 +42,8 @@ class BlockScore(Record):
     half_brier: Fraction = Field(description="mean ½ Σ_k (p_k − y_k)²")
     accuracy: Fraction
     score: float | None = Field(
-        default=None, description="mean of the user's own score, oriented so that more is better; None: there is none"
+        default=None,
+        description="mean of the user's own score of rows or episodes, oriented so that more is better; None: none",
     )
     probs: tuple[float, ...] = Field(
         default=(), description="with two actions: p of the second action, row by row in the order of time and id"
@@ -73,7 +75,10 @@ class PoolEvidence(Record):
     since: AwareDatetime = Field(description="start of the first block that counts")
     until: AwareDatetime = Field(description="end of the last block that counts")
     blocks: int = Field(ge=0)
-    rows: int = Field(ge=0)
+    rows: int = Field(ge=0, description="how many rows, or episodes, both are scored on")
+    on: ScoredUnit = Field(
+        default="rows", exclude_if=lambda value: value == "rows", description="what has a score: rows or episodes"
+    )
     gain: float = Field(description="mean of member − champion in the named measure, oriented so that more is better")
     shrunken_gain: float = Field(description="the same, shrunk towards 0 by its noise and by the choice among members")
     standard_error: float = Field(ge=0.0)

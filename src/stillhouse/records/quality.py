@@ -8,7 +8,10 @@ from pydantic import Field
 
 from stillhouse.records.base import Fraction, Record
 
-__all__ = ["Disagreement", "Latency", "NamedQuality", "Quality", "Scorecard"]
+__all__ = ["Disagreement", "Latency", "NamedQuality", "Quality", "Scorecard", "ScoredUnit"]
+
+ScoredUnit = Literal["rows", "episodes"]
+"""What has a score, and is the unit of chance when two models are compared."""
 
 
 class Disagreement(Record):
@@ -25,9 +28,15 @@ class NamedQuality(Record):
     measure: str = Field(description="`log_loss`, `accuracy`, `auc`, or the name of the user's own score")
     value: float
     unit: str = ""
-    low: float = Field(default=0.0, description="smallest score of a row")
-    high: float = Field(default=1.0, description="largest score of a row")
+    low: float = Field(default=0.0, description="smallest score of a row or episode")
+    high: float = Field(default=1.0, description="largest score of a row or episode")
     better: Literal["higher", "lower"] = "higher"
+    episodes: int | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=lambda value: value is None,
+        description="number of episodes that the value is the mean of; None: it is of rows",
+    )
 
     @property
     def points(self) -> float:

@@ -10,7 +10,7 @@ from pydantic import AliasChoices, AwareDatetime, Field, JsonValue
 from stillhouse.records.base import Fraction, Record
 from stillhouse.records.drift import DriftReport
 from stillhouse.records.evidence import Cost, EvidenceStep
-from stillhouse.records.quality import Disagreement, Scorecard
+from stillhouse.records.quality import Disagreement, Scorecard, ScoredUnit
 from stillhouse.records.sources import Sources
 
 __all__ = [
@@ -125,7 +125,10 @@ class Comparison(Record):
         description="window name; 'column=value': a slice of the test window; 'anchor', 'never_refreshed', "
         "'best_earlier': the test window, with an earlier champion instead of the champion"
     )
-    rows: int = Field(ge=0)
+    rows: int = Field(ge=0, description="how many rows, or episodes, both models are scored on")
+    on: ScoredUnit = Field(
+        default="rows", exclude_if=lambda value: value == "rows", description="what has a score: rows or episodes"
+    )
     measure: str = Field(description="name of the measure")
     challenger: float = Field(description="value of the measure, in its unit and direction; `champion` likewise")
     champion: float
@@ -142,7 +145,7 @@ class Comparison(Record):
     can_grow: bool = Field(default=True, description="whether later labels add rows; false: a window of the past")
     unit: str = Field(default="", description="unit of the measure")
     better: Literal["higher", "lower"] = Field(default="higher", description="direction of the measure")
-    span: float = Field(default=1.0, gt=0, description="largest minus smallest score of a row")
+    span: float = Field(default=1.0, gt=0, description="largest minus smallest score of a row or episode")
     lost: int | None = Field(default=None, ge=0, description="rows on which the champion alone is right (accuracy)")
     gained: int | None = Field(default=None, ge=0, description="rows on which the challenger alone is right (accuracy)")
     rarer: int | None = Field(default=None, ge=0, description="rows with the rarer outcome (AUC)")

@@ -290,7 +290,7 @@ def _estimate_gain(session: Session) -> FinalFitGain:
     """What earlier final fits of this agent gained over their challengers, by the scores of the pool."""
     settings, challengers = session.settings, session.registry.final_fits()
     measure, by_member = get_measure(settings), dict[str, list[BlockScore]]()
-    with_rows = measure.row_scores is None
+    with_rows = measure.is_pooled
     members = {*challengers, *challengers.values()}
     for score in session.base.journal.scores(scoring_rule(settings), with_rows=with_rows) if challengers else ():
         if score.member not in members:

@@ -173,7 +173,7 @@ def load_yardsticks(session: Session) -> Yardsticks:
             return None
         skipped.add(str(earlier.model))
         predict = make_predict(earlier.variant, session.settings.actions)
-        return Contender(str(earlier.model), "champion", predict, 0, folder=earlier.folder)
+        return Contender(str(earlier.model), "champion", predict, 0, folder=earlier.folder, policy=predict)
 
     champions = session.registry.champions()
     anchor = make_contender(_find_anchor(session))
@@ -247,14 +247,17 @@ def _make_teacher_contender(session: Session, teacher: TeacherRef, latency_row: 
         lambda rows: session.base.answers.probs(rows, teacher.version),
         teacher.bytes,
         (lambda: members.ask(latency_row)) if members.local else None,
+        policy=members.ask if members.local else None,
     )
 
 
 def _make_student_contender(session: Session, student: StudentRef) -> Contender:
     module, columns = students.load(Path(student.folder), session.settings), read_columns(student)
-    return Contender(
-        "student", "student", lambda rows: student_probabilities(module, encode(rows, columns)), student.bytes
-    )
+
+    def predict(rows: pd.DataFrame) -> Array:
+        return student_probabilities(module, encode(rows, columns))
+
+    return Contender("student", "student", predict, student.bytes, policy=predict)
 
 
 def _make_champion_contender(session: Session, champion: Champion, latency_row: pd.DataFrame) -> Contender:
@@ -270,10 +273,8 @@ def _make_deployed_contender(
     size: int,
     latency_row: pd.DataFrame,
 ) -> Contender:
-    row = encode(latency_row, variant.columns)
-    return Contender(
-        name, role, make_predict(variant, session.settings.actions), size, lambda: variant.probabilities(row)
-    )
+    row, predict = encode(latency_row, variant.columns), make_predict(variant, session.settings.actions)
+    return Contender(name, role, predict, size, lambda: variant.probabilities(row), policy=predict)
 
 
 def make_predict(variant: Variant, actions: Sequence[str]) -> Predict:

@@ -128,8 +128,9 @@ def _score(session: Session, name: str) -> float | None:
         return None
     rows = session.data.read_labelled(session.job.test)
     labels = rows["outcome"].to_numpy()
-    probs = replace_non_finite(make_predict(earlier.variant, session.settings.actions)(rows), labels)
-    return measure_quality(probs, labels, get_measure(session.settings), rows).score
+    predict, measure = make_predict(earlier.variant, session.settings.actions), get_measure(session.settings)
+    probs = replace_non_finite(predict(rows), labels)
+    return measure_quality(probs, labels, measure, rows, measure.play(predict, rows)).score
 
 
 def _name_window(window: str) -> str:

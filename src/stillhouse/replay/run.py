@@ -17,7 +17,7 @@ import numpy as np
 from stillhouse.config import AgentConfig, load
 from stillhouse.errors import ConfigError, WindowError
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.quality import get_measure
+from stillhouse.quality import get_row_measure
 from stillhouse.replay.history import History
 from stillhouse.replay.policies import Played
 from stillhouse.replay.report import PolicyReport, ReplayReport, ReplayResponse
@@ -53,7 +53,8 @@ def replay(
     """Play policies on the agent's history: one student is trained a step, and scored on all later steps.
 
     The first champion is trained on the rows of the first weeks. Then each policy decides at the start of each step,
-    from outcomes that are known by then. Responses are carried out without compression and without the gate.
+    from outcomes that are known by then. Responses are carried out without compression and without the gate. Where
+    quality is a score of episodes, the accuracy (or agreement) stands in for it: all models play in no later step.
 
     :param agent: name of an agent file, or its settings.
     :param policies: names, see :data:`~stillhouse.replay.rules.POLICY_NAMES`.
@@ -83,7 +84,7 @@ def replay(
         reports += _play_all(history, chosen, rate, processes, progress)
     return ReplayReport(
         agent=main.agent,
-        measure=main.quality.name,
+        measure=get_row_measure(main).name,
         source="sources" if from_sources else "knowledge base",
         since=first,
         start=span.start,
@@ -131,7 +132,7 @@ def _play_all(
     """Every policy on one history; those with the same student share one world."""
     settings = history.settings
     trainers = {False: train_student, True: train_script_student}
-    measure = get_measure(settings)
+    measure = get_row_measure(settings)
     worlds = {
         script: World(history, trainers[script], settings.quality.clip, measure.name)
         for script in dict.fromkeys(policy.script for policy in policies)
@@ -152,7 +153,7 @@ def _play_all(
 
 
 def _report(policy: Policy, world: World, played: Played, terms: Terms) -> PolicyReport:
-    history, measure = world.history, get_measure(world.history.settings).name
+    history, measure = world.history, get_row_measure(world.history.settings).name
     by_step = {
         name: [world.scores(made)[name][step] for step, made in enumerate(played.champions)]
         for name in dict.fromkeys((measure, "log_loss", "accuracy"))

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stillhouse.interrupts import end_silently_on_interrupt
-from stillhouse.quality import Measure, get_measure
+from stillhouse.quality import Measure, get_row_measure
 from stillhouse.replay.history import History
 from stillhouse.replay.training import TrainedModel, train_student
 from stillhouse.stats import Correction, fit_correction, measure_auc
@@ -129,7 +129,7 @@ class World:
     @cached_property
     def own_measure(self) -> Measure | None:
         """The user's own score; None: the agent file names one that every agent has."""
-        measure = get_measure(self.history.settings)
+        measure = get_row_measure(self.history.settings)
         return None if measure.name in ("log_loss", "accuracy", "agreement", "auc") else measure
 
     def scores(self, made: Made) -> dict[str, Array]:
@@ -179,7 +179,7 @@ class World:
             case "accuracy" | "agreement" | "auc":
                 return 1.0 - value
             case _:
-                return -get_measure(self.history.settings).sign * value
+                return -get_row_measure(self.history.settings).sign * value
 
 
 def score(log_probs: Array, labels: Array, clip: float) -> dict[str, float]:

@@ -178,10 +178,10 @@ def _describe_sources(watched: WatchedWindow, report: DriftReport | None) -> Sou
 
 
 def _measure_quality(watched: WatchedWindow, champion: Champion) -> Quality:
-    labelled = watched.labelled
+    labelled, measure, predict = watched.labelled, get_measure(watched.settings), champion.variant.predict_proba
     labels = labelled["outcome"].to_numpy()
-    probs = replace_non_finite(champion.variant.predict_proba(labelled), labels)
-    return measure_quality(probs, labels, get_measure(watched.settings), labelled)
+    probs = replace_non_finite(predict(labelled), labels)
+    return measure_quality(probs, labels, measure, labelled, measure.play(predict, labelled))
 
 
 def _rank_slices(

@@ -22,7 +22,7 @@ from stillhouse.payoff.champion_choice import newest_block_veto
 from stillhouse.payoff.decide import choose_response
 from stillhouse.payoff.scores import scoring_rule
 from stillhouse.payoff.situation import Curve, Situation, Training
-from stillhouse.quality import Measure, get_measure
+from stillhouse.quality import Measure, Policy, get_measure
 from stillhouse.records import (
     REFRESH_MODES,
     BlockScore,
@@ -35,7 +35,7 @@ from stillhouse.records import (
     Response,
 )
 from stillhouse.registry import names
-from stillhouse.stats import cluster_ids, fit_correction, replace_non_finite
+from stillhouse.stats import Correction, cluster_ids, fit_correction, replace_non_finite
 from stillhouse.watching.evidence import read_evidence_states
 from stillhouse.watching.pool import (
     EPOCH,
@@ -45,8 +45,10 @@ from stillhouse.watching.pool import (
     align_probs,
     block_loss,
     choose_member,
+    count_scores,
     list_switches,
     list_switches_of,
+    make_policy,
     mean_loss,
     read_pool_state,
     score_pool,
@@ -224,18 +226,30 @@ def _corrected_curve(
         scored = np.flatnonzero((rows["observed_at"] >= begin) & (rows["observed_at"] < begin + block))
         if begin < shaped or not len(fit) or not len(scored) or index >= count:
             break
-        corrected = np.exp(fit_correction(log_probs[fit], labels[fit]).apply(log_probs[scored]))
-        losses[count - 1 - index] = _rows_loss(corrected, labels[scored], rows.iloc[scored], measure)
+        correction = fit_correction(log_probs[fit], labels[fit])
+        corrected = np.exp(correction.apply(log_probs[scored]))
+        policy = _correct(make_policy(champion.variant, watched.settings.actions), correction)
+        losses[count - 1 - index] = _rows_loss(corrected, labels[scored], rows.iloc[scored], measure, policy)
     if np.isnan(losses).all():
         return None
     return Curve(_weeks(shaped), _block_middles(as_of, block, count), losses)
 
 
-def _rows_loss(probs: Array, labels: Array, rows: pd.DataFrame, measure: Measure) -> float:
-    """The loss on rows, oriented as :func:`~stillhouse.watching.pool.block_loss`."""
-    if measure.row_scores is None and len(np.unique(labels)) < 2:
+def _correct(policy: Policy, correction: Correction) -> Policy:
+    """The model with its probabilities corrected."""
+
+    def predict(rows: pd.DataFrame) -> Array:
+        corrected: Array = np.exp(correction.apply(np.log(np.maximum(policy(rows), _MIN_PROBABILITY))))
+        return corrected
+
+    return predict
+
+
+def _rows_loss(probs: Array, labels: Array, rows: pd.DataFrame, measure: Measure, policy: Policy) -> float:
+    """The loss on rows, or in the episodes of ``policy``, oriented as :func:`~stillhouse.watching.pool.block_loss`."""
+    if measure.is_pooled and len(np.unique(labels)) < 2:
         return math.nan
-    oriented = measure.sign * measure.value(probs.astype(np.float64), labels, rows)
+    oriented = measure.sign * measure.value(probs.astype(np.float64), labels, rows, measure.play(policy, rows))
     return 1.0 - oriented if measure.name in ("accuracy", "agreement", "auc") else -oriented
 
 
@@ -338,14 +352,14 @@ def _find_slice_harm(watched: WatchedWindow, member: str, champion: str, as_of: 
             if mask.sum() < promotion.min_slice_rows:
                 continue
             comparison = answered.select(mask).compare(watched, f"{column}={value}", margin)
-            if comparison is not None and (high := upper_bound(comparison, confidence)) < -margin:
+            if comparison is not None and (high := upper_bound(comparison, confidence)) < -comparison.margin:
                 text = (
                     f"{member} is worse than {champion} on {column}={value} ({comparison.rows} rows): "
                     f"{comparison.measure} {comparison.challenger:.4f} against {comparison.champion:.4f}, upper "
-                    f"{confidence:.4g} bound of the gain {high:+.4f}, below -{margin:.4g}"
+                    f"{confidence:.4g} bound of the gain {high:+.4f}, below -{comparison.margin:.4g}"
                 )
                 measure = f"{comparison.measure}:{column}={value}"
-                return Reason(measure=measure, value=high, threshold=-margin, failed=True, text=text)
+                return Reason(measure=measure, value=high, threshold=-comparison.margin, failed=True, text=text)
     return None
 
 
@@ -354,13 +368,15 @@ class _AnsweredRows:
     """Labelled rows that are new to two models.
 
     :ivar probs: of the member and of the champion, each ``[n, K]``.
+    :ivar episodes: scores of the episodes that both have played, each ``[m]``; None: the measure is one of rows.
     """
 
     rows: pd.DataFrame
     probs: tuple[Array, Array]
+    episodes: tuple[Array, Array] | None = None
 
     def select(self, mask: Array) -> _AnsweredRows:
-        """The rows where ``mask`` is True."""
+        """The rows where ``mask`` is True; episodes are those of all rows."""
         return _AnsweredRows(self.rows[mask].reset_index(drop=True), (self.probs[0][mask], self.probs[1][mask]))
 
     def compare(self, watched: WatchedWindow, name: str, margin: float) -> Comparison | None:
@@ -373,6 +389,7 @@ class _AnsweredRows:
             cluster_ids(self.rows["observed_at"], watched.settings.promotion.cluster),
             measure=get_measure(watched.settings),
             rows=self.rows,
+            episodes=self.episodes,
         )
 
 
@@ -391,8 +408,11 @@ def _answer_common_rows(watched: WatchedWindow, member: str, champion: str, as_o
     rows = rows[(rows["block_start"] >= start) & (rows["block_start"] < end)].reset_index(drop=True)
     if rows.empty:
         return None
-    of_member, of_champion = (align_probs(one.variant, rows, settings.actions) for one in opened)
-    return _AnsweredRows(rows, (of_member, of_champion))
+    predicts = [make_policy(one.variant, settings.actions) for one in opened]
+    of_member, of_champion = (predict(rows) for predict in predicts)
+    played = [get_measure(settings).play(predict, rows) for predict in predicts]
+    episodes = None if played[0] is None or played[1] is None else (played[0], played[1])
+    return _AnsweredRows(rows, (of_member, of_champion), episodes)
 
 
 def _open_member(watched: WatchedWindow, model: str) -> Champion:
@@ -479,7 +499,7 @@ def realised_gains(base: KnowledgeBase, since: datetime | None = None) -> tuple[
     switches = list_switches_of(base, open_registry(base.config.agent).pool_versions())
     wanted = [switch for switch in switches if since is None or switch.as_of >= since]
     scores: dict[str, list[BlockScore]] = {}
-    stored = base.journal.scores(scoring_rule(base.config), since=since, with_rows=measure.row_scores is None)
+    stored = base.journal.scores(scoring_rule(base.config), since=since, with_rows=measure.is_pooled)
     for score in stored:
         scores.setdefault(score.member, []).append(score)
     return tuple(_measure_gains(scores, switches, _read_predictions(base, wanted), measure))
@@ -537,7 +557,11 @@ def _measure_gains(
         )
         common = [start for start in sorted(new) if start in old and new[start].rows_key == old[start].rows_key]
         gains = [block_loss(old[start], measure) - block_loss(new[start], measure) for start in common]
-        kept = [(gain, new[start].rows) for gain, start in zip(gains, common, strict=True) if not math.isnan(gain)]
+        kept = [
+            (gain, count_scores(new[start], measure))
+            for gain, start in zip(gains, common, strict=True)
+            if not math.isnan(gain)
+        ]
         if not kept:
             continue
         values, rows = np.array([gain for gain, _ in kept]), np.array([count for _, count in kept])

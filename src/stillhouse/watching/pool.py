@@ -24,7 +24,7 @@ from stillhouse.knowledge import KnowledgeBase
 from stillhouse.payoff.champion_choice import choose_champion, member_shares, reign_error
 from stillhouse.payoff.evidence import compare_members, estimate_autocorrelation, shrink_gains
 from stillhouse.payoff.scores import score_block, scoring_rule
-from stillhouse.quality import Measure, get_measure
+from stillhouse.quality import Measure, Policy, get_measure
 from stillhouse.records import (
     BlockScore,
     ChampionChoice,
@@ -48,10 +48,12 @@ __all__ = [
     "align_probs",
     "block_loss",
     "choose_member",
+    "count_scores",
     "list_members",
     "list_switches",
     "list_switches_of",
     "loss_to_value",
+    "make_policy",
     "mean_loss",
     "read_pool_state",
     "score_pool",
@@ -217,7 +219,7 @@ def score_pool(watched: WatchedWindow, as_of: datetime) -> ScoredPool:
     measure = get_measure(watched.settings)
     since = _block_start(as_of - HISTORY, block)
     stored: dict[str, list[BlockScore]] = {member.model: [] for member in members}
-    for score in journal.scores(rule, since=since, with_rows=measure.row_scores is None):
+    for score in journal.scores(rule, since=since, with_rows=measure.is_pooled):
         if score.member in stored and score.end + delay <= as_of:
             stored[score.member].append(score)
     starts = {
@@ -250,6 +252,11 @@ def align_probs(variant: Variant, rows: pd.DataFrame, actions: Sequence[str]) ->
     return align_actions(np.asarray(variant.predict_proba(rows), dtype=np.float64), variant.actions, actions)
 
 
+def make_policy(variant: Variant, actions: Sequence[str]) -> Policy:
+    """The variant as a model of the agent file's actions, see :func:`align_probs`."""
+    return lambda rows: align_probs(variant, rows, actions)
+
+
 def _read_blocks(
     base: KnowledgeBase, start: datetime, as_of: datetime, block: timedelta, delay: timedelta
 ) -> pd.DataFrame:
@@ -270,10 +277,18 @@ def _score_member(
     if model is None:
         raise StillhouseError(f"{member.model} was deleted in MLflow")
     labels = rows["outcome"].to_numpy()
-    probs = align_probs(load_version(watched.agent, model).variant, rows, settings.actions)
-    own = None
-    if settings.quality.own:
-        own = measure.score_rows(replace_non_finite(probs, labels), labels, rows)
+    policy = make_policy(load_version(watched.agent, model).variant, settings.actions)
+    probs = policy(rows)
+
+    def score_own(block: slice) -> float | None:
+        """The mean of the user's own score on the rows of a block, or of the episodes that belong to them."""
+        if not settings.quality.own:
+            return None
+        episodes = measure.play(policy, rows[block])
+        finite = replace_non_finite(probs[block], labels[block])
+        scores = measure.scores(finite, labels[block], rows[block], episodes)
+        return None if scores is None else float(scores.mean())
+
     ids = rows["observation_id"].tolist()
     bounds = np.flatnonzero(np.r_[True, np.diff(rows["block_start"].astype("int64").to_numpy()) != 0, True])
     for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
@@ -287,7 +302,7 @@ def _score_member(
             begin + block,
             complete=begin + block + settings.block_delay <= as_of,
             clip=settings.quality.clip,
-            own=None if own is None else float(own[first:last].mean()),
+            own=score_own(slice(first, last)),
         )
 
 
@@ -314,7 +329,7 @@ def block_loss(score: BlockScore, measure: Measure) -> float:
     >>> block_loss(score, ACCURACY)
     0.25
     """
-    if measure.row_scores is None:
+    if measure.is_pooled:
         labels = np.array(score.labels)
         if len(labels) == 0 or labels.min() == labels.max():
             return float("nan")
@@ -331,11 +346,17 @@ def block_loss(score: BlockScore, measure: Measure) -> float:
 
 def mean_loss(scores: Sequence[BlockScore], measure: Measure) -> float:
     """The loss of one member on the rows of several blocks; see :func:`block_loss`."""
-    if measure.row_scores is not None:
-        return float(np.average([block_loss(score, measure) for score in scores], weights=[s.rows for s in scores]))
+    if not measure.is_pooled:
+        sizes = [count_scores(score, measure) for score in scores]
+        return float(np.average([block_loss(score, measure) for score in scores], weights=sizes))
     probs = tuple(p for score in scores for p in score.probs)
     labels = tuple(label for score in scores for label in score.labels)
     return block_loss(scores[0].model_copy(update={"probs": probs, "labels": labels}), measure)
+
+
+def count_scores(score: BlockScore, measure: Measure) -> int:
+    """How many rows, or episodes, a block is scored on."""
+    return score.rows if measure.episodes is None else measure.episodes.count
 
 
 def loss_to_value(loss: float, measure: Measure) -> float:
@@ -384,6 +405,7 @@ def read_pool_state(
             share=shares[member.model],
             autocorrelation=autocorrelation,
             horizon=HISTORY,
+            episodes=measure.episodes.count if measure.episodes else None,
         )
         found += [] if evidence is None else [evidence]
     return PoolState(

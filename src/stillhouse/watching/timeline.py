@@ -18,7 +18,7 @@ from stillhouse.quality import Measure, get_measure
 from stillhouse.records import BlockScore, PoolState, RealisedGain, Verdict
 from stillhouse.registry import PoolVersion, Registry
 from stillhouse.stats import measure_auc
-from stillhouse.watching.pool import HISTORY, Switch, list_switches_of, loss_to_value, mean_loss
+from stillhouse.watching.pool import HISTORY, Switch, count_scores, list_switches_of, loss_to_value, mean_loss
 
 __all__ = ["list_cooldowns", "read_timeline"]
 
@@ -90,9 +90,7 @@ def _read_quality(
     width = max(1, math.ceil((end - start) / block / _MAX_POINTS)) * block
 
     def read(model: str, since: datetime, until: datetime) -> list[BlockScore]:
-        stored = base.journal.scores(
-            scoring_rule(base.config), since=since, member=model, with_rows=measure.row_scores is None
-        )
+        stored = base.journal.scores(scoring_rule(base.config), since=since, member=model, with_rows=measure.is_pooled)
         return [score for score in stored if score.end <= until]
 
     of_champion = [read(reign.champion, reign.start, reign.end) for reign in reigns]
@@ -115,7 +113,7 @@ def _average(
         for index, blocks in by_bin.items():
             value = _measure_blocks(blocks, measure)
             if not math.isnan(value):
-                bins.setdefault(index, []).append((value, sum(score.rows for score in blocks)))
+                bins.setdefault(index, []).append((value, sum(count_scores(score, measure) for score in blocks)))
     return tuple(
         (start + (index + 0.5) * width, float(np.average([v for v, _ in found], weights=[n for _, n in found])))
         for index, found in sorted(bins.items())
@@ -124,7 +122,7 @@ def _average(
 
 def _measure_blocks(blocks: Sequence[BlockScore], measure: Measure) -> float:
     """The value of the measure on all rows of the blocks; NaN if it has none."""
-    if measure.row_scores is not None:
+    if not measure.is_pooled:
         return loss_to_value(mean_loss(blocks, measure), measure)
     probs = np.concatenate([score.probs for score in blocks])
     labels = np.concatenate([score.labels for score in blocks])
