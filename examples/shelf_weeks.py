@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -23,18 +24,24 @@ from examples import shelf
 from stillhouse import config
 from stillhouse.champion import load_version, open_registry
 from stillhouse.demonstrating import find_first_champion
+from stillhouse.runtime import Agent
 from stillhouse.stats import measure_auc
 from stillhouse.variant import Variant
 
-__all__ = ["candidates", "hit", "ndcg", "score_visits", "visits"]
+__all__ = ["candidates", "hit", "ndcg", "offer", "score_visits", "visits"]
 
 MEASURES = ("AUC", "NDCG@10, rated", "hit rate@10, rated", "NDCG@10, all", "hit rate@10, all")
 Model = Callable[[pd.DataFrame], Any]
 """Gives a score a row, by which it ranks."""
 
 
-def candidates(person: int, at: pd.Timestamp, count: int = 300, seed: int = 0) -> pd.DataFrame:
-    """Return up to `count` films for a person who comes at a time: `film`, and the columns of :func:`shelf.ratings`."""
+def candidates(person: int, at: pd.Timestamp, count: int = 300) -> pd.DataFrame:
+    """Return up to `count` films for a person who comes at a time, as observations."""
+    return offer(person, at, count)[["observation_id", "observed_at", *shelf.FEATURES]]
+
+
+def offer(person: int, at: pd.Timestamp, count: int = 300, seed: int = 0) -> pd.DataFrame:
+    """Return the same with `person`, `film` and `at`, those that the person rates soon first."""
     stream, rng, seconds = shelf.stream(), np.random.default_rng([seed, person]), int(at.timestamp())
     known = stream["film"].to_numpy()[: stream["observed_at"].searchsorted(at)]
     own = stream[(stream["person"] == person) & (stream["at"] < seconds + shelf.DAY)]
@@ -50,7 +57,7 @@ def visits(start: pd.Timestamp, end: pd.Timestamp) -> Iterator[pd.DataFrame]:
     for person, at in week.groupby("person")["observed_at"].min().items():
         own = stream[(stream["person"] == person) & (stream["observed_at"] >= at)]
         soon = own[own["at"] < at.timestamp() + shelf.DAY].set_index("film")["liked"].astype(float)
-        offered = candidates(person, at)
+        offered = offer(person, at)
         offered["liked"] = soon.reindex(offered["film"]).to_numpy()
         if offered["liked"].eq(1).any():
             yield offered
@@ -102,6 +109,17 @@ def read_weeks(folder: Path) -> Iterator[tuple[pd.Timestamp, dict[str, Model]]]:
         yield pd.Timestamp(week["ending"]), {**models, "popularity": itemgetter("film_ratings")}
 
 
+def time_ranking(offered: pd.DataFrame, calls: int = 50) -> float:
+    """Return the median milliseconds of a ranking of these candidates, as dictionaries, without its recording."""
+    rows, times = offered.to_dict("records"), []
+    with Agent("shelf", follow=False, flush=False) as agent:
+        for _ in range(calls):
+            began = perf_counter()
+            agent.predict_ranking(agent.schema.read(rows), 10)
+            times.append(1000 * (perf_counter() - began))
+    return float(np.median(times))
+
+
 def main() -> None:
     """Print the measures of each week and their means, and write them to `rankings.json` beside `weeks.json`."""
     folder, table = config.home() / "demo" / "shelf", []
@@ -118,7 +136,11 @@ def main() -> None:
     wide = frame.pivot(index=["week to", "visits"], columns="model", values=list(MEASURES))
     for shown in (wide, means):
         sys.stdout.write(shown.round(3).to_string() + "\n\n")
-    content = {"weeks": table, "means": means.to_dict("index")}
+    milliseconds = time_ranking(candidates(405, end - pd.Timedelta(days=1)))
+    sys.stdout.write(
+        f"300 candidates are read and ranked in {milliseconds:.1f} ms (median), before they are recorded\n"
+    )
+    content = {"weeks": table, "means": means.to_dict("index"), "rank_300_ms": milliseconds}
     (folder / "rankings.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

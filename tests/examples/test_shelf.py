@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import zipfile
 from collections.abc import Iterator
@@ -13,39 +15,40 @@ import pandas as pd
 import pytest
 
 from examples import shelf, shelf_weeks
+from stillhouse import config
 from stillhouse.config import load_file
 from stillhouse.errors import DataError
+from stillhouse.knowledge import KnowledgeBase
+from stillhouse.runtime import Agent
 
 GENRES = ["unknown", "Action", "Comedy", "War"]
 FIRST = pd.Timestamp("1997-09-21T00:00Z")
 
 
-def write_wheel(folder: Path) -> None:
-    """Write a package with 400 made-up ratings of 30 films by 12 people; seconds and pages of ratings coincide."""
+def write_wheel(folder: Path, people: int = 12, films: int = 35, count: int = 240, days: int = 40) -> None:
+    """Write a package with made-up ratings, four at a time; some films are better, and one has no release."""
     rng = np.random.default_rng(1)
-    pairs = rng.permutation([(person, film) for person in range(1, 13) for film in range(1, 36)])[:400]
-    at = int(FIRST.timestamp()) + np.sort(rng.integers(0, 40 * 86_400, 100)).repeat(4)
+    pairs = np.stack(np.divmod(rng.permutation(people * films)[:count], films), axis=1) + 1
+    at = int(FIRST.timestamp()) + np.sort(rng.integers(0, days * 86_400, count // 4)).repeat(4)
+    stars = np.clip(np.round(3.5 + rng.normal(0, 1.2, films + 1)[pairs[:, 1]] + rng.normal(0, 0.7, count)), 1, 5)
     tables = {
-        "data": pd.DataFrame(pairs, columns=["user_id", "movie_id"]).assign(
-            rating=rng.integers(1, 6, 400), timestamp=at
-        ),
-        "users": pd.DataFrame({"user_id": range(1, 13), "age": rng.integers(7, 70, 12), "gender": "F"}),
-        "items": pd.DataFrame({"movie_id": range(1, 36), "release_date": ["01-Jan-1995"] * 34 + [None]}).assign(
-            **{name: rng.integers(0, 2, 35) for name in GENRES}
-        ),
+        "data": pd.DataFrame(pairs, columns=["user_id", "movie_id"]).assign(rating=stars.astype(int), timestamp=at),
+        "users": pd.DataFrame({"user_id": range(1, people + 1), "age": rng.integers(7, 70, people), "gender": "F"}),
+        "items": pd.DataFrame(
+            {"movie_id": range(1, films + 1), "release_date": ["01-Jan-1995"] * (films - 1) + [None]}
+        ).assign(**{name: rng.integers(0, 2, films) for name in GENRES}),
     }
     folder.mkdir()
     with zipfile.ZipFile(folder / shelf.WHEEL, "w") as wheel:
         for name, table in tables.items():
-            wheel.writestr(
-                shelf.TABLE.format(name), table.sample(frac=1, random_state=2).to_parquet(compression="brotli")
-            )
+            mixed = table.sample(frac=1, random_state=2)
+            wheel.writestr(shelf.TABLE.format(name), mixed.to_parquet(compression="brotli"))
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The shelf with made-up ratings in the place of MovieLens."""
-    write_wheel(tmp_path / "movielens")
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """The shelf with made-up ratings in the place of MovieLens; its parameters are those of `write_wheel`."""
+    write_wheel(tmp_path / "movielens", **getattr(request, "param", {}))
     monkeypatch.setenv("STILLHOUSE_DATA", str(tmp_path))
     content = (tmp_path / "movielens" / shelf.WHEEL).read_bytes()
     monkeypatch.setattr(shelf, "SHA256", sha256(content).hexdigest())
@@ -63,9 +66,9 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("small")
 def test_features_are_those_of_a_count_by_hand() -> None:
     rated = shelf.stream()
-    assert len(rated) == 400 and rated["observed_at"].is_monotonic_increasing and rated["observation_id"].is_unique
+    assert len(rated) == 240 and rated["observed_at"].is_monotonic_increasing and rated["observation_id"].is_unique
     genres = shelf._tables()[3]
-    for row in rated.iloc[[0, 57, 230, 399]].itertuples():
+    for row in rated.iloc[[0, 57, 130, 239]].itertuples():
         before = rated[rated["at"] < row.at]
         recent = before[before["at"] >= row.at - shelf.MONTH]
         of_person, of_film = before[before["person"] == row.person], before[before["film"] == row.film]
@@ -126,7 +129,7 @@ def test_a_saved_teacher_loads_identically(tmp_path: Path) -> None:
     teacher.save(tmp_path)
     probs = teacher.predict_proba(rows)
     np.testing.assert_array_equal(probs, shelf.Trees.load(tmp_path).predict_proba(rows))
-    assert probs.shape == (400, 2) and np.allclose(probs.sum(axis=1), 1)
+    assert probs.shape == (240, 2) and np.allclose(probs.sum(axis=1), 1)
 
 
 # --------------------------------------------------------------------------- rankings
@@ -135,8 +138,10 @@ def test_a_saved_teacher_loads_identically(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small")
 def test_candidates_are_known_films_that_the_person_has_not_rated() -> None:
     rated = shelf.stream()
-    row = rated.iloc[200]
-    offered = shelf_weeks.candidates(int(row["person"]), row["observed_at"], count=20)
+    row = rated.iloc[120]
+    offered = shelf_weeks.offer(int(row["person"]), row["observed_at"], count=20)
+    observations = shelf_weeks.candidates(int(row["person"]), row["observed_at"], count=20)
+    assert list(observations) == ["observation_id", "observed_at", *shelf.FEATURES]
     before = rated[rated["at"] < row["at"]]
     assert set(offered["film"]) <= set(before["film"]) and offered["film"].is_unique and len(offered) <= 20
     assert not set(offered["film"]) & set(before.loc[before["person"] == row["person"], "film"])
@@ -167,3 +172,29 @@ def test_the_measures_of_a_week() -> None:
     scores = shelf_weeks.score_visits(offers, rows, liked, models)
     assert scores["true"] == dict.fromkeys(shelf_weeks.MEASURES, 1.0)
     assert all(0 <= value <= 1 for value in scores["none"].values()) and scores["none"]["NDCG@10, all"] < 1
+
+
+@pytest.mark.slow  # a bootstrap and two weeks
+@pytest.mark.parametrize("small", [{"people": 90, "films": 120, "count": 7_000, "days": 70}], indirect=True)
+@pytest.mark.usefixtures("prefect_server", "small")
+def test_the_shelf_is_played_ranks_and_reports(agents: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from flows.demo import demo
+
+    shutil.copy("agents/shelf.yaml", agents)
+    result = demo(agent="shelf", weeks=2)
+    assert result.summary.weeks == 2 and result.summary.measure == "auc"
+    assert all(week.quality_champion and week.quality_champion > 0.6 for week in result.weeks)
+
+    films = shelf_weeks.candidates(3, FIRST + pd.Timedelta(days=55), count=100)
+    with Agent("shelf") as agent:
+        ranking = agent.rank(films, top=10)
+        likely = [decision.probabilities["like"] for decision in ranking.decisions]
+        assert ranking.offered == len(films) and likely == sorted(likely, reverse=True) and len(likely) == 10
+        agent.outcome(ranking.decisions[0].decision_id, "like")
+    assert len(KnowledgeBase(config.load("shelf")).read("rankings")) == len(films)
+
+    capsys.readouterr()
+    shelf_weeks.main()
+    assert "never refreshed" in capsys.readouterr().out
+    report = json.loads((Path(result.folder) / "rankings.json").read_text())
+    assert set(report["means"]) == {"champion", "never refreshed", "popularity"} and len(report["weeks"]) == 6
