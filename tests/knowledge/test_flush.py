@@ -23,9 +23,10 @@ from stillhouse.config import AgentConfig
 from stillhouse.errors import RuntimeStateError
 from stillhouse.knowledge import KnowledgeBase, tables
 from stillhouse.knowledge import flush as flush_module
-from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, TeacherAnswered, decode
+from stillhouse.knowledge.events import Decided, Event, Observed, Offered, Outcomes, TeacherAnswered, decode
 from stillhouse.knowledge.flush import flush
 from stillhouse.knowledge.spool import Spool, SpoolFile
+from stillhouse.knowledge.spool_erasing import WaitingRows, erase_events, read_waiting
 from stillhouse.knowledge.tables import Tables
 from stillhouse.records import Spending
 from tests.knowledge.parts_for_tests import SPAWN, START, flush_and_die, make_config, make_rows
@@ -69,6 +70,20 @@ def decided(first: int, count: int = 1, columns: list[str] = COLUMNS) -> Decided
         probabilities=[[0.25, 0.75]] * count,
         deciders=["student"] * count,
         versions=["toy@1"] * count,
+    )
+
+
+def offered(first: int, count: int = 1) -> Offered:
+    seen = observed(first, count)
+    return Offered(
+        ranking_id=f"r{first}",
+        observation_ids=seen["observation_ids"],
+        observed_at=seen["observed_at"],
+        ranked_at=max(seen["observed_at"]),
+        action="move",
+        probabilities=[0.75] * count,
+        positions=[1] + [None] * (count - 1),
+        version="toy@1",
     )
 
 
@@ -121,6 +136,29 @@ def test_decisions_are_flushed_with_their_observations(kb: KnowledgeBase, spool:
     assert labelled["outcome"].tolist() == [0, 0]
     assert flush(kb, tmp_path / "spool").events == 0
     assert spool._file.depth() == 0
+
+
+def test_candidates_of_rankings_become_rows(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
+    spool.put(decided(0), offered(0, 3))
+    spool.put(offered(3, 2))
+    assert flush(kb, tmp_path / "spool").rows == {"observations": 1, "decisions": 1, "rankings": 5}
+    rows = kb.read("rankings").sort_values("observation_id")
+    assert rows["ranking_id"].tolist() == ["r0"] * 3 + ["r3"] * 2
+    assert rows["position"].fillna(0).tolist() == [1, 0, 0, 1, 0]
+    assert rows["probability"].tolist() == [0.75] * 5 and set(rows["version"]) == {"toy@1"}
+
+
+def test_a_candidate_of_a_ranking_is_dropped_from_a_spool(spool: Spool, tmp_path: Path) -> None:
+    spool.put(offered(0, 3))
+    spool.close()
+
+    def drop(waiting: WaitingRows) -> list[bool]:
+        return [name == "o0001" for name in waiting.rows["observation_id"]]
+
+    assert erase_events(tmp_path / "spool", drop, lambda _: False) == (1, [])
+    ((event, rows),) = read_waiting(tmp_path / "spool")
+    assert isinstance(event, Offered) and event.positions == [1, None] and event.probabilities == [0.75] * 2
+    assert rows["observation_id"].tolist() == ["o0000", "o0002"]
 
 
 def test_missing_values_and_columns_are_null_and_unknown_columns_are_ignored(
@@ -187,7 +225,7 @@ def test_costs_of_teachers_are_summed(kb: KnowledgeBase, spool: Spool, tmp_path:
 
 # --------------------------------------------------------------------------- kills
 
-STEPS = ["observations", "decisions", "knowledge", "outcomes", "forget"]
+STEPS = ["observations", "decisions", "rankings", "knowledge", "outcomes", "forget"]
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -195,14 +233,15 @@ STEPS = ["observations", "decisions", "knowledge", "outcomes", "forget"]
 def test_the_next_flush_completes_a_killed_one(
     kb: KnowledgeBase, spool: Spool, tmp_path: Path, step: str, moment: str
 ) -> None:
-    spool.put(decided(0, 3), teacher_answered(0, 2), outcomes(0, 3))
+    spool.put(decided(0, 3), offered(0, 3), teacher_answered(0, 2), outcomes(0, 3))
     process = SPAWN.Process(target=flush_and_die, args=(kb.root, tmp_path / "spool", step, moment))
     process.start()
     process.join(300)
     assert process.exitcode == 9
     spool.put(decided(3, 2), teacher_answered(0, 3), outcomes(3, 2))  # new events make the next chunk differ
     flush(kb, tmp_path / "spool")
-    assert kb.tables.count_rows() == {"observations": 5, "decisions": 5, "knowledge": 3, "outcomes": 5}
+    rows = {"observations": 5, "decisions": 5, "rankings": 3, "knowledge": 3, "outcomes": 5}
+    assert kb.tables.count_rows() == rows
     for table in ("observations", "decisions", "outcomes"):
         assert ids(kb, table) == [f"o{number:04d}" for number in range(5)]
     assert spool._file.depth() == 0

@@ -23,7 +23,7 @@ import yaml
 
 from stillhouse import config
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.knowledge.events import Decided, Outcomes, decode
+from stillhouse.knowledge.events import Decided, Offered, Outcomes, decode
 from stillhouse.knowledge.spool import SpoolFile, spool_folder
 from stillhouse.runtime.agent import Agent
 from stillhouse.runtime.champions import Champions, Pointer
@@ -38,6 +38,7 @@ from tests.registry.conftest import AGENT_FILE, signed_folder, variant_folder
 
 ROW = {"wind": 3.0, "hour": 7, "origin": "EWR"}
 DECISIONS = "/v1/agents/flights/decisions"
+RANKINGS = "/v1/agents/flights/rankings"
 OUTCOMES = "/v1/agents/flights/outcomes"
 KNOWLEDGE = "/v1/agents/flights/knowledge"
 
@@ -153,6 +154,61 @@ def test_several_observations_are_decided_in_order() -> None:
         assert np.allclose(probs, expected, atol=1e-7)
         assert [decision["confidence"] for decision in decisions] == pytest.approx(expected.max(axis=1).tolist())
         assert len({decision["decision_id"] for decision in decisions}) == 6
+
+    run_with_server(test)
+
+
+def test_the_best_candidates_are_shown_and_all_of_them_recorded() -> None:
+    rows = [{**ROW, "wind": float(i), "observation_id": f"c{i}"} for i in range(30)]
+    probs = Variant(Champions(config.load("flights")).folder / "variant-1-test").predict_proba(pd.DataFrame(rows))
+    order = np.argsort(-probs[:, 1], kind="stable")[:4]
+
+    async def test(client: Any) -> None:
+        ranking = (await client.post(RANKINGS, json={"candidates": rows, "top": 4})).json()
+        assert [one["observation_id"] for one in ranking["decisions"]] == [f"c{index}" for index in order]
+        assert [one["probability"] for one in ranking["decisions"]] == pytest.approx(probs[order, 1].tolist())
+        assert (ranking["action"], ranking["offered"]) == ("late", 30) and "probabilities" not in ranking["decisions"][
+            0
+        ]
+        decided, offered = spool_events()
+        assert isinstance(decided, Decided) and isinstance(offered, Offered)
+        assert decided.decision_ids == [one["decision_id"] for one in ranking["decisions"]]
+        assert offered.ranking_id == ranking["ranking_id"] and offered.rows == 30
+        assert [offered.positions[index] for index in order] == [1, 2, 3, 4]
+        metrics = (await client.get("/metrics")).text
+        for line in ('rankings_total{agent="flights"} 1.0', 'offered_total{agent="flights"} 30.0'):
+            assert f"stillhouse_{line}" in metrics
+        assert 'endpoint="rankings",status="200"' in metrics
+        body = {"candidates": [{**ROW, "origin": 4}], "action": "on_time"}
+        other = (await client.post(f"{RANKINGS}?probabilities=true", json=body)).json()
+        assert other["action"] == "on_time" and set(other["decisions"][0]["probabilities"]) == {"on_time", "late"}
+        outcome = {"decision_id": ranking["decisions"][0]["decision_id"], "action": "late"}
+        assert (await client.post(OUTCOMES, json=outcome)).json() == {"recorded": 1}
+
+    run_with_server(test)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"candidates": []}, "empty"),
+        ({"candidates": ROW}, "$.candidates"),
+        ({"observations": [ROW]}, "observations"),
+        ({"candidates": [ROW, {**ROW, "wind": "3"}]}, "$.candidates[1].wind"),
+        ({"candidates": [ROW], "top": 0}, "$.top"),
+        ({"candidates": [ROW], "top": 1.5}, "$.top"),
+        ({"candidates": [ROW], "action": "early"}, "no action 'early'"),
+        ({"candidates": [{**ROW, "observation_id": "x"}] * 2}, "candidates 0 and 1 have the same observation_id 'x'"),
+        ({}, "candidates"),
+    ],
+)
+def test_an_invalid_ranking_is_an_error_with_its_place(body: Any, message: str) -> None:
+    async def test(client: Any) -> None:
+        response = await client.post(RANKINGS, json=body)
+        assert error_of(response) == (422, "invalid")
+        assert message in response.json()["error"]["message"]
+        assert spool_events() == []
+        assert error_of(await client.post("/v1/agents/trains/rankings", json=body)) == (404, "unknown_agent")
 
     run_with_server(test)
 

@@ -36,7 +36,7 @@ from stillhouse.registry.forgetting import ForgottenRows, blot_runs, clean_model
 __all__ = ["Place", "find_leftovers", "places"]
 
 _ID = "observation_id"
-_BY_ID: tuple[Table, ...] = ("decisions", "outcomes", "quarantine", "questions")
+_BY_ID: tuple[Table, ...] = ("decisions", "rankings", "outcomes", "quarantine", "questions")
 _BY_CONTENT: tuple[Table, ...] = ("knowledge", "unanswered")
 _SEARCHED_AT_ONCE = 16 * 2**20  # bytes
 

@@ -137,7 +137,7 @@ def _same(stored: Any, wanted: str) -> bool:
 def _known_ids(base: KnowledgeBase, ids: set[str]) -> frozenset[str]:
     """Those of the ids that a table or a spool has."""
     wanted, known = pa.array(sorted(ids), pa.string()), set[str]()
-    for table in ("observations", "decisions", "outcomes", "quarantine", "questions"):
+    for table in ("observations", "decisions", "rankings", "outcomes", "quarantine", "questions"):
         for rows in matching_rows(base.tables, table, [_ID], lambda rows: pc.is_in(rows[_ID], wanted)):
             known.update(rows[_ID].to_pylist())
     for waiting in read_waiting(spool_folder(base.config.agent)):

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-__all__ = ["Decided", "Event", "Observed", "Outcomes", "TeacherAnswered", "decode", "encode"]
+__all__ = ["Decided", "Event", "Observed", "Offered", "Outcomes", "TeacherAnswered", "decode", "encode"]
 
 Row = list[Any]
 """Values of a row in the order of ``columns``: numbers as float, categories and texts as string, missing as None."""
@@ -67,6 +67,27 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
         return len(self.observation_ids)
 
 
+class Offered(Event, frozen=True, kw_only=True, tag="offered"):
+    """The n candidates of one ranking; those that were shown are also in a :class:`Decided`."""
+
+    ranking_id: str
+    observation_ids: list[str]
+    observed_at: list[int]
+    ranked_at: int
+    action: str
+    """The action by whose probability the candidates were sorted."""
+    probabilities: list[float]
+    """Of that action, ``[n]``."""
+    positions: list[int | None]
+    """1 is the candidate that was shown first; None: not shown."""
+    version: str
+    """The champion's version: ``shelf@7``."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.observation_ids)
+
+
 class TeacherAnswered(Event, frozen=True, kw_only=True, tag="taught"):
     """A teacher's probabilities for n observations that the cascade escalated to it, and their cost."""
 
@@ -100,7 +121,7 @@ class Outcomes(Event, frozen=True, kw_only=True, tag="outcomes"):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Observed | Decided | TeacherAnswered | Outcomes)
+_decoder = msgspec.msgpack.Decoder(Observed | Decided | Offered | TeacherAnswered | Outcomes)
 
 
 def encode(event: Event) -> bytes:
@@ -108,10 +129,10 @@ def encode(event: Event) -> bytes:
     return _encoder.encode(event)
 
 
-def decode(body: bytes) -> Observed | Decided | TeacherAnswered | Outcomes:
+def decode(body: bytes) -> Observed | Decided | Offered | TeacherAnswered | Outcomes:
     """The event of these bytes.
 
     :raises msgspec.DecodeError: if they are not an event.
     """
-    event: Observed | Decided | TeacherAnswered | Outcomes = _decoder.decode(body)
+    event: Observed | Decided | Offered | TeacherAnswered | Outcomes = _decoder.decode(body)
     return event

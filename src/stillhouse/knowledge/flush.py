@@ -36,7 +36,7 @@ from pydantic import Field
 from stillhouse.errors import RuntimeStateError, SchemaError, SpoolDamagedError, SpoolError
 from stillhouse.knowledge.base import KnowledgeBase
 from stillhouse.knowledge.content import content_keys, tidy
-from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, TeacherAnswered, decode
+from stillhouse.knowledge.events import Decided, Event, Observed, Offered, Outcomes, TeacherAnswered, decode
 from stillhouse.knowledge.pruning import files_with
 from stillhouse.knowledge.schemas import Table
 from stillhouse.knowledge.spool import Entry, SpoolFile, set_aside, spool_folder
@@ -271,6 +271,21 @@ def _decisions(_: Tables, events: Sequence[Event]) -> pd.DataFrame:
     )
 
 
+def _rankings(_: Tables, events: Sequence[Event]) -> pd.DataFrame:
+    offered = [event for event in events if isinstance(event, Offered)]
+    rows = _frame(
+        ranking_id=_concat([event.ranking_id] * event.rows for event in offered),
+        observation_id=_concat(event.observation_ids for event in offered),
+        observed_at=_times(event.observed_at for event in offered),
+        ranked_at=_times([event.ranked_at] * event.rows for event in offered),
+        action=_concat([event.action] * event.rows for event in offered),
+        probability=_concat(event.probabilities for event in offered),
+        position=_concat(event.positions for event in offered),
+        version=_concat([event.version] * event.rows for event in offered),
+    )
+    return rows.astype({"position": "Int32"})
+
+
 def _knowledge(tables: Tables, events: Sequence[Event]) -> pd.DataFrame:
     """Answers that the table does not have yet, the first of each teacher to each content."""
     answered = [event for event in events if isinstance(event, TeacherAnswered)]
@@ -336,6 +351,7 @@ def _outcomes(_: Tables, events: Sequence[Event]) -> pd.DataFrame:
 _TO_ROWS: dict[Table, Callable[[Tables, Sequence[Event]], pd.DataFrame]] = {
     "observations": _observations,
     "decisions": _decisions,
+    "rankings": _rankings,
     "knowledge": _knowledge,
     "spending": _spending,
     "outcomes": _outcomes,

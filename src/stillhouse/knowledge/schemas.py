@@ -29,6 +29,7 @@ __all__ = [
 Table = Literal[
     "observations",
     "decisions",
+    "rankings",
     "knowledge",
     "outcomes",
     "quarantine",
@@ -54,6 +55,16 @@ FIELDS: dict[Table, list[tuple[str, pa.DataType]]] = {
         ("action", pa.string()),
         ("probabilities", _PROBABILITIES),
         ("decider", pa.string()),
+        ("version", pa.string()),
+    ],
+    "rankings": [
+        ("ranking_id", pa.string()),
+        ("observation_id", pa.string()),
+        ("observed_at", TIME),
+        ("ranked_at", TIME),
+        ("action", pa.string()),
+        ("probability", pa.float64()),
+        ("position", pa.int32()),
         ("version", pa.string()),
     ],
     "knowledge": [
@@ -157,7 +168,7 @@ WINDOWED_TABLES: tuple[Table, ...] = ("observations", "outcomes", "quarantine", 
 
 MONTH_COLUMN = "observed_month"
 """Partition column, derived from ``observed_at`` when rows are written: ``2013-01``."""
-PARTITIONED_TABLES: tuple[Table, ...] = (*WINDOWED_TABLES, "knowledge")
+PARTITIONED_TABLES: tuple[Table, ...] = (*WINDOWED_TABLES, "rankings", "knowledge")
 """These tables are partitioned by ``observed_month``."""
 
 TABLE_PROPERTIES = {"delta.enableExpiredLogCleanup": "false", "delta.checkpointInterval": "20"}

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from stillhouse.errors import SpoolError
 from stillhouse.files import write_atomic
-from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, TeacherAnswered, decode, encode
+from stillhouse.knowledge.events import Decided, Event, Observed, Offered, Outcomes, TeacherAnswered, decode, encode
 from stillhouse.knowledge.spool import SpoolFile, shrink
 
 __all__ = ["WaitingRows", "erase_events", "flush_locks", "read_waiting"]
@@ -93,7 +93,7 @@ def _read(body: bytes) -> Iterator[WaitingRows]:
 
 
 def _rows(event: Event) -> pd.DataFrame:
-    if isinstance(event, Outcomes):
+    if isinstance(event, Outcomes | Offered):
         return pd.DataFrame({"observation_id": event.observation_ids}, dtype=object)
     assert isinstance(event, Observed | Decided | TeacherAnswered)
     rows = pd.DataFrame(event.values, columns=event.columns, dtype=object)

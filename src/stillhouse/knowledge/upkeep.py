@@ -45,7 +45,14 @@ __all__ = [
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-_WITH_RETENTION: tuple[Table, ...] = ("observations", "decisions", "outcomes", "quarantine", "questions")
+_WITH_RETENTION: tuple[Table, ...] = (
+    "observations",
+    "decisions",
+    "rankings",
+    "outcomes",
+    "quarantine",
+    "questions",
+)
 """Tables whose rows are deleted with their observation.
 
 Retention keeps teacher answers: they cost money and are keyed by a content hash, not by an observation.

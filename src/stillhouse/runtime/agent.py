@@ -42,6 +42,7 @@ from stillhouse.runtime.contract_warnings import ContractWarning
 from stillhouse.runtime.day_budget import DayBudget
 from stillhouse.runtime.ids import DecisionIds, IdSubject
 from stillhouse.runtime.promise import AnsweredRow, AskedRows, SharedPromise
+from stillhouse.runtime.ranking import PendingRanking, Ranking, best_rows, offer, ranked_action
 from stillhouse.runtime.rows import MAX_AHEAD_MICROS, Batch, ObservationSchema, to_micros
 from stillhouse.runtime.status import Component, Problem, ProblemLog, Status, merge_problems
 from stillhouse.shown import escape_line
@@ -209,6 +210,42 @@ class Agent:
         """:meth:`decide` for asyncio: the event loop runs on while it waits for the disk or the teacher."""
         return await asyncio.to_thread(self.decide, observation)
 
+    def rank(
+        self, candidates: Sequence[Mapping[str, Any]] | pd.DataFrame, top: int = 10, *, action: str | None = None
+    ) -> Ranking:
+        """Show the ``top`` best of several candidates: those with the largest probability of one action.
+
+        All candidates are scored in one batch, by the student alone: the cascade asks no teacher. One decision is
+        recorded for each candidate that is shown, and of every candidate its id, probability and position.
+
+        For example, with an agent whose actions are ``pass`` and ``like``::
+
+            ranking = agent.rank([{"genre": "Drama", "age": 3}, {"genre": "War", "age": 40}], top=1)
+            agent.outcome(ranking.decisions[0].decision_id, "like")
+
+        :param candidates: observations, as :meth:`decide` takes them; where they have ids, all different.
+        :param top: how many are shown, from 1; all, if there are fewer candidates.
+        :param action: the action to sort by; None: the second of the agent's two.
+        :raises SchemaError: if the candidates do not have the agent file's columns and types, two have one id, or
+            ``top`` or ``action`` is wrong; nothing is recorded.
+        :raises NoChampionError: if there is no champion to rank with.
+        :raises RuntimeStateError: if the agent promises an agreement with its teacher.
+        :raises SpoolFullError: if the knowledge base has been out of reach for too long.
+        """
+        if isinstance(candidates, Mapping):
+            raise SchemaError(
+                f"candidates of agent {self.config.agent!r} are a list of observations or a frame, not one observation"
+            )
+        pending = self.predict_ranking(self.schema.read(candidates), top, action)
+        (decisions,) = self.record([pending.shown], [pending.offered] if pending.offered.rows else [])
+        return pending.finish(decisions)
+
+    async def rank_async(
+        self, candidates: Sequence[Mapping[str, Any]] | pd.DataFrame, top: int = 10, *, action: str | None = None
+    ) -> Ranking:
+        """:meth:`rank` for asyncio: the event loop runs on while it waits for the disk."""
+        return await asyncio.to_thread(self.rank, candidates, top, action=action)
+
     @property
     def champion(self) -> LoadedChampion | None:
         """The champion that decides now; None if there is none yet."""
@@ -220,18 +257,43 @@ class Agent:
         :param ask_all: the teacher is to be asked about every row, whatever the champion says.
         :raises NoChampionError: if there is none.
         """
-        champion = self._champion
+        champion = self._require_champion()
+        probs = champion.probabilities(batch)
+        return self._pending(champion, batch, probs, self._rows_to_ask(champion, batch, probs, ask_all))
+
+    def predict_ranking(self, batch: Batch, top: int, action: str | None = None) -> PendingRanking:
+        """The candidates sorted by the champion's predictions, not yet recorded; raises the errors of :meth:`rank`."""
+        if self._promise is not None:
+            raise RuntimeStateError(
+                f"agent {self.config.agent!r} promises an agreement with its teacher (runtime.cascade.agreement), and "
+                "a ranking asks no teacher: decide about each candidate, or remove the promise"
+            )
+        champion = self._require_champion()
+        index = ranked_action(self.config, action, champion.actions, champion.version)
+        probs = champion.probabilities(batch)
+        shown = best_rows(probs[:, index], top)
+        now = max(batch.observed_at, default=0) if self._decides_at_observation_time else time.time_ns() // 1000
+        offered = offer(batch, probs[:, index].tolist(), shown, champion.actions[index], champion.version, now)
+        return PendingRanking(self._pending(champion, batch.select(shown), probs[shown], AskedRows.none()), offered)
+
+    def _require_champion(self) -> LoadedChampion:
+        """:raises NoChampionError: if there is none."""
+        champion = self._champion  # read once: another thread may replace it
         if champion is None:
             problem = self._problems.all().get("champion") or self._problems.all().get("registry")
             reason = f": {problem.text}" if problem else "; refresh it with --trigger bootstrap, or promote a version"
             raise NoChampionError(f"agent {self.config.agent!r} has no champion to decide with{reason}")
-        probs = champion.probabilities(batch)
+        return champion
+
+    def _pending(
+        self, champion: LoadedChampion, batch: Batch, probs: np.ndarray[Any, Any], asked: AskedRows
+    ) -> PendingDecisions:
         n = len(batch)
         return PendingDecisions(
             batch,
             champion,
             probs,
-            self._rows_to_ask(champion, batch, probs, ask_all),
+            asked,
             ["student"] * n,
             [champion.version] * n,
             warnings=self.schema.contract_checker.check(batch.values),
@@ -327,7 +389,7 @@ class Agent:
             return self._promise.select(champion.version, batch, probs, ask_all=ask_all)
         cascade = self.config.runtime.cascade
         if cascade is None or cascade.below is None:
-            return AskedRows([], [], [], [], [])
+            return AskedRows.none()
         return AskedRows.below(probs, cascade.below)
 
     def _observe(

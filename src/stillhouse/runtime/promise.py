@@ -73,6 +73,11 @@ class AskedRows:
     """Whether the student may answer it: true only for a blind row, which without the audit it would have answered."""
 
     @classmethod
+    def none(cls) -> AskedRows:
+        """No row."""
+        return cls([], [], [], [], [])
+
+    @classmethod
     def below(cls, probs: Array, threshold: float) -> AskedRows:
         """The rows below a fixed threshold, of probabilities ``[n, K]``."""
         confidences = probs.max(axis=1)

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from stillhouse.records import PromiseStatus
 from stillhouse.runtime.agent import Decision, PendingDecisions
+from stillhouse.runtime.ranking import Ranking
 from stillhouse.runtime.status import Component, Status
 from stillhouse.serving.reports import write_file
 
@@ -35,6 +36,8 @@ _COUNTERS = {
     "requests": ("HTTP requests answered", ("endpoint", "status")),
     "decisions": ("Decisions recorded", ("agent", "decider", "version")),
     "outside_contract": ("Values outside the data contract, decided all the same", ("agent", "column", "rule")),
+    "rankings": ("Rankings recorded; each candidate shown is also a decision", ("agent",)),
+    "offered": ("Candidates that rankings chose from", ("agent",)),
     "outcomes": ("Outcomes recorded", ("agent",)),
     "teacher_calls": ("Calls of the cascade to teachers", ("agent", "teacher")),
     "teacher_rows": ("Rows that the cascade asked teachers about", ("agent", "teacher")),
@@ -137,6 +140,11 @@ class Metrics:
                 self.counts.add("teacher_calls", (agent, teacher), spent.get("calls", 0))
                 self.counts.add("teacher_rows", (agent, teacher), spent.get("rows", 0))
                 self.counts.add("teacher_cost", (agent, teacher), spent.get("money", 0))
+
+    def count_ranking(self, agent: str, ranking: Ranking) -> None:
+        """Count a recorded ranking and the candidates that were offered."""
+        self.counts.add("rankings", (agent,))
+        self.counts.add("offered", (agent,), ranking.offered)
 
     def count_door(self, route: str, result: str, seconds: float) -> None:
         """Count a request at the front door."""

@@ -96,13 +96,7 @@ def _agent_paths(config: AgentConfig, limits: RequestLimits) -> Json:
                     ),
                     _BODY_ERRORS,
                 ),
-                "parameters": [
-                    _query_parameter(
-                        "probabilities",
-                        {"type": "boolean", "default": False},
-                        "include the probability of every action",
-                    )
-                ],
+                "parameters": [_PROBABILITIES],
                 "requestBody": _json_body(
                     {
                         "oneOf": [
@@ -110,6 +104,27 @@ def _agent_paths(config: AgentConfig, limits: RequestLimits) -> Json:
                             _object({"observations": row_list | {"items": observation}}, ["observations"]),
                         ]
                     }
+                ),
+            }
+        },
+        f"{base}/rankings": {
+            "post": {
+                **_operation(
+                    f"{name}_rank",
+                    "Show the best of several candidates, sorted by the probability of one action",
+                    _json_response({"$ref": "#/components/schemas/Ranking"}, "recorded before this response was sent"),
+                    _BODY_ERRORS,
+                ),
+                "parameters": [_PROBABILITIES],
+                "requestBody": _json_body(
+                    _object(
+                        {
+                            "candidates": row_list | {"items": observation},
+                            "top": {"type": "integer", "minimum": 1, "maximum": 2**63 - 1, "default": 10},
+                            "action": {"enum": [*config.actions, None]},
+                        },
+                        ["candidates"] if len(config.actions) == 2 else ["candidates", "action"],
+                    )
                 ),
             }
         },
@@ -330,23 +345,36 @@ def _observation_schema(config: AgentConfig) -> Json:
 
 
 def _shared_schemas() -> Json:
+    share = {"type": "number", "minimum": 0, "maximum": 1}
+    decision = {
+        "decision_id": {"type": "string", "description": "identifies the decision when its outcome is sent"},
+        "observation_id": {"type": "string"},
+        "action": {"type": "string"},
+        "confidence": share,
+        "decider": {"enum": ["student", "teacher"]},
+        "version": {"type": "string", "description": "the decider's version"},
+        "probabilities": {"type": "object", "additionalProperties": {"type": "number"}},
+        "warnings": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "values of the observation outside the data contract; absent if there are none",
+        },
+    }
+    required = ["decision_id", "observation_id", "action", "confidence", "decider", "version"]
+    ranked = _object(
+        decision | {"probability": share | {"description": "of the action that is ranked by"}},
+        [*required, "probability"],
+    )
     return {
-        "Decision": _object(
+        "Decision": _object(decision, required),
+        "Ranking": _object(
             {
-                "decision_id": {"type": "string", "description": "identifies the decision when its outcome is sent"},
-                "observation_id": {"type": "string"},
-                "action": {"type": "string"},
-                "confidence": {"type": "number", "minimum": 0, "maximum": 1},
-                "decider": {"enum": ["student", "teacher"]},
-                "version": {"type": "string", "description": "the decider's version"},
-                "probabilities": {"type": "object", "additionalProperties": {"type": "number"}},
-                "warnings": {
-                    "type": "array",
-                    "items": {"type": "string"},
-                    "description": "values of the observation outside the data contract; absent if there are none",
-                },
+                "ranking_id": {"type": "string"},
+                "action": {"type": "string", "description": "the candidates are sorted by its probability"},
+                "offered": {"type": "integer", "description": "number of candidates"},
+                "decisions": {"type": "array", "items": ranked, "description": "those that are shown, best first"},
             },
-            ["decision_id", "observation_id", "action", "confidence", "decider", "version"],
+            ["ranking_id", "action", "offered", "decisions"],
         ),
         "Error": _object(
             {
@@ -357,6 +385,12 @@ def _shared_schemas() -> Json:
     }
 
 
+_PROBABILITIES: Json = {
+    "name": "probabilities",
+    "in": "query",
+    "schema": {"type": "boolean", "default": False},
+    "description": "include the probability of every action",
+}
 _RETRY_AFTER: Json = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
 
 

@@ -57,6 +57,7 @@ from stillhouse.serving.metrics import CONTENT_TYPE_LATEST, Metrics
 from stillhouse.serving.openapi import build_openapi
 from stillhouse.serving.reports import Report, read_housekeeper_report, read_worker_problems, write_report
 from stillhouse.serving.scoring import CSV, ScoringReader, to_predictions
+from stillhouse.values import text_of
 
 __all__ = ["ARROW", "NDJSON", "Server"]
 
@@ -83,6 +84,13 @@ class DecisionOut(msgspec.Struct, omit_defaults=True):
     version: str
     probabilities: dict[str, float] | UnsetType = UNSET
     warnings: tuple[str, ...] = ()
+
+
+class RankedOut(DecisionOut, omit_defaults=True, kw_only=True):
+    """A candidate that is shown, in a response."""
+
+    probability: float
+    """Of the action that the candidates were sorted by."""
 
 
 class OutcomeIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -116,6 +124,16 @@ class _ServedAgent:
             forbid_unknown_fields=True,
         )
         self.decisions_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(request_type)
+        ranking_type = msgspec.defstruct(
+            "Candidates",
+            [
+                ("candidates", list[row]),  # type: ignore[valid-type]
+                ("top", Annotated[int, msgspec.Meta(ge=1)], 10),
+                ("action", str | bool | int | float | None, None),
+            ],
+            forbid_unknown_fields=True,
+        )
+        self.rankings_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(ranking_type)
         self.archive: tuple[Pointer, Archive] | None = None
 
     @property
@@ -123,33 +141,33 @@ class _ServedAgent:
         """Whether there is a champion to decide with, and decisions can be recorded."""
         return self.agent.champion is not None and self.agent.can_record
 
-    def decode_decisions(self, body: bytes) -> Any:
-        """The request for decisions; numbers and truth values are converted to text if the column holds text.
+    def decode(self, decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
+        """A request with observations; numbers and truth values are converted to text if the column holds text.
 
         :raises HttpError: if it is no JSON, or does not fit the agent file.
         """
         try:
-            return decode_json(self.decisions_decoder, body)
+            return decode_json(decoder, body)
         except HttpError as error:
             if error.status != 422:
                 raise
-            return self._decode_other_types(body, error)
+            return self._decode_other_types(decoder, body, error)
 
-    def _decode_other_types(self, body: bytes, first_error: HttpError) -> Any:
+    def _decode_other_types(self, decoder: msgspec.json.Decoder[Any], body: bytes, first_error: HttpError) -> Any:
         """Decode a body whose values need a conversion; slower."""
         convert, content = self.agent.schema.convert_values, decode_json(_any_json, body)
         if not isinstance(content, dict):
             raise first_error
-        observation, observations = content.get("observation"), content.get("observations")
-        if isinstance(observation, dict):
+        if isinstance(observation := content.get("observation"), dict):
             content["observation"] = convert(observation, "$.observation")
-        if isinstance(observations, list):
-            content["observations"] = [
-                convert(row, f"$.observations[{index}]") if isinstance(row, dict) else row
-                for index, row in enumerate(observations)
-            ]
+        for name in ("observations", "candidates"):
+            if isinstance(rows := content.get(name), list):
+                content[name] = [
+                    convert(row, f"$.{name}[{index}]") if isinstance(row, dict) else row
+                    for index, row in enumerate(rows)
+                ]
         try:
-            return msgspec.convert(content, self.decisions_decoder.type)
+            return msgspec.convert(content, decoder.type)
         except msgspec.ValidationError as error:
             raise HttpError(422, "invalid", str(error)) from error
 
@@ -186,7 +204,11 @@ class Server:
         self._fast_routes: dict[tuple[str, str], tuple[str, Endpoint, _ServedAgent]] = {
             ("POST", f"/v1/agents/{served.name}/{name}"): (name, endpoint, served)
             for served in self._served.values()
-            for name, endpoint in (("decisions", self._decisions), ("outcomes", self._record_outcomes))
+            for name, endpoint in (
+                ("decisions", self._decisions),
+                ("rankings", self._rankings),
+                ("outcomes", self._record_outcomes),
+            )
         }
         self._starlette = self._make_starlette()
 
@@ -263,25 +285,13 @@ class Server:
         """``POST /v1/agents/{agent}/decisions``"""
         with_probabilities = parse_flag(parse_query(scope, ("probabilities",)), "probabilities")
         require_media_type(scope, (JSON,))
-        request = served.decode_decisions(await read_body(scope, receive, self._limits))
+        request = served.decode(served.decisions_decoder, await read_body(scope, receive, self._limits))
         if (request.observation is UNSET) == (request.observations is UNSET):
             raise HttpError(422, "invalid", "the body must have either observation or observations")
         rows = [request.observation] if request.observations is UNSET else request.observations
         self._require_row_count(rows)
         decisions = await self._decide(served, served.agent.schema.to_batch(rows))
-        decisions_out = [
-            DecisionOut(
-                decision.decision_id,
-                decision.observation_id,
-                decision.action,
-                decision.confidence,
-                decision.decider,
-                decision.version,
-                decision.probabilities if with_probabilities else UNSET,
-                decision.warnings,
-            )
-            for decision in decisions
-        ]
+        decisions_out = [DecisionOut(*_fields(decision, with_probabilities)) for decision in decisions]
         return json_response(decisions_out[0] if request.observations is UNSET else {"decisions": decisions_out})
 
     async def _decide(self, served: _ServedAgent, batch: Batch) -> list[Decision]:
@@ -293,6 +303,30 @@ class Server:
         decisions = await served.recorder.put(pending)
         self._metrics.count_decisions(served.name, pending, decisions)
         return decisions
+
+    async def _rankings(self, served: _ServedAgent, scope: Scope, receive: Receive) -> HttpResponse:
+        """``POST /v1/agents/{agent}/rankings``"""
+        with_probabilities = parse_flag(parse_query(scope, ("probabilities",)), "probabilities")
+        require_media_type(scope, (JSON,))
+        request = served.decode(served.rankings_decoder, await read_body(scope, receive, self._limits))
+        self._require_row_count(request.candidates)
+        action = None if request.action is None else str(text_of(request.action))
+        pending = served.agent.predict_ranking(served.agent.schema.to_batch(request.candidates), request.top, action)
+        ranking = pending.finish(await served.recorder.put(pending.shown, [pending.offered]))
+        self._metrics.count_decisions(served.name, pending.shown, ranking.decisions)
+        self._metrics.count_ranking(served.name, ranking)
+        shown = [
+            RankedOut(*_fields(decision, with_probabilities), probability=decision.probabilities[ranking.action])
+            for decision in ranking.decisions
+        ]
+        return json_response(
+            {
+                "ranking_id": ranking.ranking_id,
+                "action": ranking.action,
+                "offered": ranking.offered,
+                "decisions": shown,
+            }
+        )
 
     async def _record_outcomes(self, served: _ServedAgent, scope: Scope, receive: Receive) -> HttpResponse:
         """``POST /v1/agents/{agent}/outcomes``"""
@@ -397,6 +431,7 @@ class Server:
             lifespan=self._lifespan,
             routes=[
                 Route(f"{per_agent}/decisions", self._unknown_agent, methods=["POST"]),
+                Route(f"{per_agent}/rankings", self._unknown_agent, methods=["POST"]),
                 Route(f"{per_agent}/outcomes", self._unknown_agent, methods=["POST"]),
                 Route(f"{per_agent}/model", self._model, methods=get),
                 Route(f"{per_agent}/knowledge", self._knowledge, methods=get),
@@ -659,6 +694,20 @@ async def _starlette_error(request: Request, error: Exception) -> Response:
     return await _http_error(request, HttpError(error.status_code, code, message, error.headers))
 
 
+def _fields(decision: Decision, with_probabilities: bool) -> tuple[Any, ...]:
+    """The values of a :class:`DecisionOut`."""
+    return (
+        decision.decision_id,
+        decision.observation_id,
+        decision.action,
+        decision.confidence,
+        decision.decider,
+        decision.version,
+        decision.probabilities if with_probabilities else UNSET,
+        decision.warnings,
+    )
+
+
 def _by_last_label(series: Mapping[tuple[str, ...], float]) -> dict[str, int]:
     """Counts by their last label."""
     counts: dict[str, int] = {}
@@ -686,7 +735,7 @@ def _endpoint_label(path: str) -> str:
     """The endpoint as a metric label: one of a few values, for any path."""
     last = path.rpartition("/")[2]
     if path.startswith("/v1/agents/"):
-        return last if last in ("model", "knowledge", "decisions", "outcomes") else "status"
+        return last if last in ("model", "knowledge", "decisions", "rankings", "outcomes") else "status"
     known = ("invocations", "ping", "health", "version", "healthz", "readyz", "metrics", "openapi.json")
     return last if path == f"/{last}" and last in known else "other"
 
