@@ -28,13 +28,11 @@ from stillhouse.errors import PartError
 
 __all__ = ["ACTIONS", "FIRST_DAY", "WEEKS", "Rules", "orders", "right_actions"]
 
-ACTIONS = ("pass", "review", "reject")
-FIRST_DAY = pd.Timestamp("2024-01-01T00:00:00Z")
-WEEKS = 24
-FILE = Path(__file__).with_suffix(".yaml")
-
-_ROWS, _SURE, _NOISE = 700, 0.9, 0.03  # orders a week; probability of the action that a rule names; of a random outcome
+ACTIONS, FILE = ("pass", "review", "reject"), Path(__file__).with_suffix(".yaml")
+FIRST_DAY, WEEKS = pd.Timestamp("2024-01-01T00:00:00Z"), 24
+_ROWS, _SURE, _NOISE = 700, 0.9, 0.03  # orders a week; probability of a rule's action; of a random outcome
 _SEED = int(os.environ.get("STILLHOUSE_EXAMPLE_SEED", "0"))
+_COMPARE = {"<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal}
 _CONDITION = re.compile(r"\s*(<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)\s*")
 
 
@@ -51,28 +49,36 @@ def right_actions(start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
 class Rules:
     """A teacher: the rules of a file.
 
-    :param file: the rules; None: :data:`FILE`.
+    :param fixed: whether the last version decides every row, whatever its day.
     """
 
-    def __init__(self, file: str | None = None) -> None:
-        self.versions = _read(Path(file) if file else FILE)
+    def __init__(self, file: str | None = None, fixed: bool = False) -> None:
+        self.versions, self.fixed = _read(Path(file) if file else FILE), fixed
 
     def at(self, now: datetime, taught_until: datetime) -> Self:
         """Return the rules that are in force at `now`; they are taught for older orders too."""
-        index = _in_force(self.versions, pd.Series([pd.Timestamp(now)]))[0]
-        rules = type(self).__new__(type(self))
-        rules.versions = [self.versions[index]]
+        rules, last = type(self)(fixed=True), _in_force(self.versions, pd.Series([pd.Timestamp(now)]))[0]
+        rules.versions = self.versions[: last + 1]
         return rules
 
     def predict_proba(self, rows: pd.DataFrame) -> np.ndarray[Any, Any]:
-        """Return float64 `[n, 3]`; of several versions, that which was in force when a row was observed."""
+        """Return float64 `[n, 3]` by the last version; if no moment is given, by that of the day of each row."""
+        chosen = _apply(self.versions[-1], rows) if self.fixed else self._then(rows)
+        return np.where(np.arange(3) == chosen[:, None], _SURE, (1 - _SURE) / 2)
+
+    def overrules(self, rows: pd.DataFrame) -> np.ndarray[Any, Any]:
+        """Return which rows were decided by an earlier version that says something else: their outcomes follow it."""
+        return np.asarray(self._then(rows) != _apply(self.versions[-1], rows))
+
+    def _then(self, rows: pd.DataFrame) -> np.ndarray[Any, Any]:
+        """Return the index of each row's action by the version that was in force when the row was observed."""
         chosen, index = np.zeros(len(rows), dtype=np.int64), _in_force(self.versions, rows["observed_at"])
         for number, version in enumerate(self.versions):
             chosen[index == number] = _apply(version, rows[index == number])
-        return np.where(np.arange(3) == chosen[:, None], _SURE, (1 - _SURE) / 2)
+        return chosen
 
     def fingerprint(self) -> str:
-        """Return a hash of the rules: comments and the order of keys do not count."""
+        """Return a hash of the rules in force and before: comments and the order of keys do not count."""
         return hashlib.sha256(json.dumps(self.versions, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
     def save(self, folder: Path) -> None:
@@ -82,11 +88,10 @@ class Rules:
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what :meth:`save` wrote."""
-        return cls(str(Path(folder, "rules.yaml")))
+        return cls(str(Path(folder, "rules.yaml")), fixed=True)
 
 
 def _read(file: Path) -> list[dict[str, Any]]:
-    """Return the versions of the rules, oldest first."""
     versions = yaml.safe_load(file.read_text(encoding="utf-8"))
     for rule in (rule for version in versions for rule in [*version["rules"], {"then": version["otherwise"]}]):
         if rule["then"] not in ACTIONS:
@@ -117,14 +122,12 @@ def _apply(version: dict[str, Any], rows: pd.DataFrame) -> np.ndarray[Any, Any]:
 def _fits(values: pd.Series, condition: list[str] | str) -> np.ndarray[Any, Any]:
     if isinstance(condition, list):
         return values.isin(condition).to_numpy()
-    sign, number = _CONDITION.fullmatch(condition).groups()  # type: ignore[union-attr]  # checked by _read
-    compare = {"<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal}[sign]
-    return np.asarray(compare(values.to_numpy(dtype=np.float64), float(number)))
+    sign, number = _CONDITION.findall(condition)[0]
+    return np.asarray(_COMPARE[sign](values.to_numpy(dtype=np.float64), float(number)))
 
 
 def _between(start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
-    first, last = _stream()["observed_at"].searchsorted([pd.Timestamp(start), pd.Timestamp(end)])
-    return _stream().iloc[first:last].reset_index(drop=True)
+    return _stream()[_stream()["observed_at"].between(start, end, inclusive="left")].reset_index(drop=True)
 
 
 @functools.cache

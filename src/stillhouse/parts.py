@@ -65,6 +65,8 @@ class ReadyTeacher(Protocol):
       must not know of outcomes that became known later than a row, or than ``taught_until``, if that is later. Each
       watch calls it again; if the files or the fingerprint then differ from those of the champion's teacher, the
       teacher was changed, and the watch asks for a refresh.
+    - ``overrules(rows) -> bool [n]``: rows whose outcome teaches nothing, because it followed rules that have changed
+      since. Students are not trained on these outcomes; the gate judges on all.
     - ``use_knowledge_base(base)``: called once the teacher was made or loaded, with the agent's own
       :class:`stillhouse.KnowledgeBase`.
     """

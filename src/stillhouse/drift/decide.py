@@ -176,8 +176,8 @@ def decide(
         choice=choice,
         pool=pool,
         sources=sources,
+        changes=tuple(changes),
         **({} if config.outcomes is not None else {"labels": config.labels_are}),
-        **({"changes": tuple(changes)} if changes else {}),
     )
     return decide_from_evidence(evidence.model_dump(mode="json"))
 

@@ -156,6 +156,22 @@ class Ensemble:
                 return member.answer(rows, Allowance()).features
         return None
 
+    def overrules(self, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which rows have an outcome that a member says is of no use any more, bool ``[n]``.
+
+        :raises PartError: if a member's method fails or returns something else.
+        """
+        overruled = np.zeros(len(rows), dtype=bool)
+        for member in self.members:
+            method = getattr(member.user_object() if member.user_object else None, "overrules", None)
+            if method is not None and len(rows):
+                where = f"{_where(self.config, member.name)}: overrules()"
+                answer = np.asarray(call_user_code(where, None, method, rows))
+                if answer.shape != (len(rows),) or answer.dtype != np.bool_:
+                    raise PartError(f"{where} gives {answer.dtype} {list(answer.shape)}, not one bool for each row")
+                overruled |= answer
+        return overruled
+
     def in_fit_window(self, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which rows lie in the window whose labels the teachers have seen, bool ``[n]``."""
         if self.fit_window is None:
