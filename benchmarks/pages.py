@@ -196,6 +196,12 @@ MEANING = {
     "verdict and row of the table (s)",
     "refresh_s": "time of a refresh as a Prefect flow with MLflow and Great Expectations (s)",
     "peak_memory_mib": "peak resident memory of all processes of the demo together (MiB)",
+    # memory_scale
+    "student_ms_growth": "time of one decision of the student with 100,000 memories / the same with 1,000",
+    "student_bytes_growth": "bytes of the student with 100,000 memories / the same with 1,000",
+    "student_loss": "accuracy of the memory − accuracy of its student in the week before the change (100,000 memories)",
+    "memory_lag_days": "days after the change until the accuracy of the memory stays within 0.03 of that before "
+    "(100,000 memories)",
     # overhead
     "refresh_added_share": "time that Prefect, MLflow and Great Expectations add to a refresh / time of the engine "
     "alone",
@@ -387,6 +393,12 @@ METHOD = {
         All scores are of decisions made before their outcomes were known. The time of a refresh is the time of a week
         with one minus the median time of a week without. Memory is sampled four times a second. The never-refreshed
         student and the teacher are the two references; there is no peer.
+    """,
+    "memory_scale": """
+        A stream of the example `memory` fills a knowledge base with as many memories as the size says; then a third of
+        the kinds of cases is settled in another way. The first student is distilled before the change, the second one a
+        week after it, both from what the memory says at that moment. Times are of one row with one thread, interleaved.
+        Beside the memory stands a k-d tree of the same columns, which knows neither ages nor what was known when.
     """,
     "overhead": """
         The same watch and the same refresh of the flights agent run as plain calls of the engine and as Prefect
@@ -772,6 +784,72 @@ def _loop(detail: Detail) -> list[str]:
     ]
 
 
+def _memory_scale(detail: Detail) -> list[str]:
+    def middle(runs: list[Detail], *path: str) -> float:
+        values = []
+        for run in runs:
+            value: Any = run
+            for key in path:
+                value = value[key]
+            values.append(float(value))
+        return statistics.median(values)
+
+    speed = [
+        [
+            f"{int(size):,}",
+            *(
+                f"{middle(runs, 'ms', name):.2f}"
+                for name in ("memory", "memory: look for new rows", "k-d tree", "student")
+            ),
+            f"{middle(runs, 'reading_again_ms'):.0f}",
+            *(f"{middle(runs, 'bytes', name):,.0f}" for name in ("memory, tables", "memory, arrays", "student")),
+        ]
+        for size, runs in detail["sizes"].items()
+    ]
+    quality = [
+        [
+            f"{int(size):,}",
+            *(
+                f"{middle(runs, 'accuracy', model, week):.3f}"
+                for model, weeks in (("memory", "789"), ("first", "789"), ("second", "9"))
+                for week in weeks
+            ),
+            " to ".join(str(find(run["lag_days"] for run in runs)) for find in (min, max)),
+        ]
+        for size, runs in detail["sizes"].items()
+    ]
+    return [
+        "Time of one row (ms), time to read all memories again after a new outcome (ms), and bytes (medians over the "
+        "seeds):",
+        _grid(
+            [
+                "memories",
+                "memory",
+                "its look for new rows",
+                "k-d tree",
+                "student",
+                "reading",
+                "tables",
+                "arrays",
+                "student",
+            ],
+            speed,
+        ),
+        "Accuracy in the week before the change and in the two weeks after it (medians over the seeds; a tenth of the "
+        "outcomes is drawn at random), and the lag of the memory in days (14: not within the two weeks):",
+        _grid(
+            [
+                "memories",
+                *("memory before", "first week", "second week"),
+                *("first student before", "first week", "second week"),
+                "student of a week after",
+                "lag",
+            ],
+            quality,
+        ),
+    ]
+
+
 def _overhead(detail: Detail) -> list[str]:
     medians = {
         job: [statistics.median(pair[side]["seconds"] for pair in pairs) for side in ("engine", "flow")]
@@ -997,6 +1075,7 @@ FINDINGS: Mapping[str, Callable[[Detail], list[str]]] = {
     "gate": _gate,
     "knowledge_scale": _knowledge_scale,
     "loop": _loop,
+    "memory_scale": _memory_scale,
     "overhead": _overhead,
     "recent_delays": _recent_delays,
     "router": _router,

@@ -32,6 +32,7 @@ STATE_NAMES: Mapping[VerdictResult, str] = {
     "drift": "Drift",
     "harmful_drift": "Harmful drift",
     "teacher_failing": "Teacher failing",
+    "teacher_changed": "Teacher changed",
     "cooling_down": "Held",
     "not_enough_evidence": "Not enough evidence",
     "data_broken": "Data broken",
@@ -51,7 +52,7 @@ STATE_NAMES: Mapping[VerdictResult, str] = {
 _results: dict[UUID, Any] = {}
 """Results of the runs of this process that are about to end, by run."""
 
-_ALARMS = ("drift", "harmful_drift", "teacher_failing")
+_ALARMS = ("drift", "harmful_drift", "teacher_failing", "teacher_changed")
 
 
 def state_name(verdict: Verdict) -> str:

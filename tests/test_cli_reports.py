@@ -71,3 +71,15 @@ def test_teachers_as_json(run: Command) -> None:
     report = json.loads(run("teachers", "toy", "--json").stdout)
     assert report["agent"] == "toy" and report["changes"] == []
     assert report["teachers"] == [{"teacher": "logistic", "kinds": ["python"], "by_file": 1.0, "now": {}}]
+
+
+def test_contradictions_of_champion_and_teacher_have_examples(run: Command) -> None:
+    shown = run("teachers", "toy", "--contradictions", "--within", "14d", "--examples", "1")
+    assert shown.returncode == 0, shown.stderr
+    assert "contradictions, " in shown.stdout
+    report = json.loads(run("teachers", "toy", "--contradictions", "--examples", "1", "--json").stdout)
+    comparisons = report["contradictions"]["found"]
+    assert comparisons and comparisons[0]["second"] == "logistic" and comparisons[0]["first"].startswith("toy@")
+    assert all(len(comparison["examples"]) <= 1 for comparison in comparisons)
+    refused = run("teachers", "toy", "--contradictions", "--within", "soon")
+    assert refused.returncode == 1 and "--within" in refused.stderr

@@ -23,6 +23,7 @@ from stillhouse.records import (
     Comparison,
     CompressionCandidate,
     Contradiction,
+    ContradictionExample,
     Contradictions,
     Cost,
     DataReport,
@@ -77,6 +78,7 @@ from stillhouse.records import (
     Spending,
     StudentRef,
     TableDrift,
+    TeacherChange,
     TeacherRef,
     TeacherReport,
     TeacherShare,
@@ -386,6 +388,10 @@ CONTRADICTION = Contradiction(
     second_right=2,
     better=None,
 )
+CONTRADICTION_EXAMPLE = ContradictionExample(
+    observation_id="o1", observed_at=NOW, first="stay", second="move", outcome=None, values={"temp": "3"}
+)
+TEACHER_CHANGE = TeacherChange(teacher="a", before="v", now="w")
 CONTRADICTIONS = Contradictions(window=WINDOW, contradictions=(CONTRADICTION,))
 SATURATION = Saturation(layer="/student/layers.0/Gemm", share=1e-5)
 CANDIDATE = CompressionCandidate(
@@ -511,6 +517,8 @@ ALL: list[Record] = [
     WEIGHTS,
     WEIGHT_CHANGE,
     CONTRADICTION,
+    CONTRADICTION_EXAMPLE,
+    TEACHER_CHANGE,
     CONTRADICTIONS,
     WINDOW,
     REASON,

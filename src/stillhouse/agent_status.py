@@ -30,6 +30,7 @@ _STILL_GOOD: Mapping[VerdictResult, StillGood] = {
     "due": "yes",
     "drift": "doubtful",
     "teacher_failing": "doubtful",
+    "teacher_changed": "doubtful",
     "harmful_drift": "no",
 }
 """What a watch says about the champion; the other results leave it open."""

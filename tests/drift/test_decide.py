@@ -11,12 +11,14 @@ from stillhouse.config import Responses
 from stillhouse.drift.decide import decide, decide_from_evidence
 from stillhouse.drift.evidence import joint_evidence
 from stillhouse.errors import WindowError
-from stillhouse.records import Cost, NamedQuality, Verdict, short_id
+from stillhouse.records import Cost, NamedQuality, TeacherChange, Verdict, short_id
 
 DAY = timedelta(days=1)
 
 
-def watch(make, report, data=None, last_refresh=None, as_of=None, steps=(), cost=None, new_rows=None, **thresholds):
+def watch(
+    make, report, data=None, last_refresh=None, as_of=None, steps=(), cost=None, new_rows=None, changes=(), **thresholds
+):
     config = make.config(**(thresholds or {"psi": 0.25}))
     return decide(
         report,
@@ -27,6 +29,7 @@ def watch(make, report, data=None, last_refresh=None, as_of=None, steps=(), cost
         steps=steps,
         cost=cost,
         new_rows=new_rows,
+        changes=changes,
     )
 
 
@@ -123,6 +126,35 @@ def test_evidence_that_reaches_the_budget_decides(make, process, result, respons
 def test_a_failing_teacher_must_not_teach_a_new_student(make):
     steps = [make.step("disagreement", 1e9), make.step("teacher_outcomes", 1e9)]
     assert watch(make, make.report(), steps=steps).response == "renew"
+
+
+CHANGE = TeacherChange(teacher="rules", before="v1", now="v2")
+
+
+def test_a_changed_teacher_is_followed_at_once(make):
+    calm, failing = make.report({"temp": 0.0}), [make.step("teacher_outcomes", 1e9)]
+    for steps in ((), failing):
+        verdict = watch(make, calm, changes=[CHANGE], steps=steps)
+        assert (verdict.result, verdict.response) == ("teacher_changed", "renew")
+    assert "teacher rules is version v2 now, and the champion's is v1" in verdict.summary
+    assert reason(verdict, "teacher_version").failed
+    assert decide_from_evidence(verdict.evidence) == verdict
+    cooling = watch(make, calm, changes=[CHANGE], last_refresh=make.now - DAY)
+    assert (cooling.result, cooling.response) == ("cooling_down", "hold")
+
+
+def test_a_changed_teacher_that_was_tried_in_vain_asks_for_nothing(make):
+    verdict = watch(make, make.report({"temp": 0.0}), changes=[CHANGE.model_copy(update={"tried": True})])
+    assert (verdict.result, verdict.response) == ("no_drift", "hold")
+    assert "was not promoted" in reason(verdict, "teacher_version").text
+
+
+def test_the_policy_payoff_follows_a_changed_teacher_without_a_prediction(make):
+    verdict = watch(make, make.report({"temp": 0.0}), changes=[CHANGE])
+    payoff = decide_from_evidence(verdict.evidence | {"policy": "payoff"})
+    assert (payoff.result, payoff.response) == ("teacher_changed", "renew")
+    calm = decide_from_evidence(watch(make, make.report({"temp": 0.0})).evidence | {"policy": "payoff"})
+    assert calm.response == "hold"
 
 
 def test_evidence_above_the_largest_float_stays_finite(make):

@@ -106,3 +106,42 @@ def test_better_teacher_needs_significance() -> None:
     rng = np.random.default_rng(4)
     a = rng.random(400)
     assert compare(400, a, 1 - a, rng.integers(0, 2, 400), ["x"] * 400).contradictions[0].better is None
+
+
+def test_places_are_counted_on_other_rows_than_those_that_found_them() -> None:
+    """The student learned an exception from outcomes: above 12 earlier orders nothing is reviewed."""
+    rng = np.random.default_rng(1)
+    orders, place = rng.integers(0, 30, 800), rng.choice(["near", "far"], 800)
+    rule = np.where(place == "far", 0.9, 0.1)
+    student = np.where(orders > 12, 0.1, rule)
+    labels = (student > 0.5).astype(int)
+    rows = pd.DataFrame(
+        {
+            "observation_id": [f"o{i}" for i in range(800)],
+            "observed_at": pd.to_datetime([START + timedelta(minutes=i) for i in range(800)], utc=True),
+            "place": place,
+            "orders": orders.astype(float),
+        }
+    )
+    settings = agent_config(
+        observations={"columns": {"orders": {"type": "number"}, "place": {"type": "category"}}},
+        promotion={"cluster": "0s"},
+    )
+    probs = {"toy@1": np.column_stack([1 - student, student]), "rules": np.column_stack([1 - rule, rule])}
+    found = find_contradictions(settings, WINDOW, rows, probs, labels, places=True, examples=2)
+    overall, exception = found.contradictions
+    assert overall.contradicting == int(((orders > 12) & (place == "far")).sum()) and len(overall.examples) == 2
+    assert "orders > 12.5" in exception.slice and ("place=far" in exception.slice or "place≠near" in exception.slice)
+    assert exception.contradicting == exception.rows == exception.first_right < overall.contradicting
+    assert exception.better == "toy@1"
+    example = exception.examples[0]
+    assert (example.first, example.second, example.outcome) == ("stay", "move", "stay")
+    assert example.values["place"] == "far" and float(example.values["orders"]) > 12
+
+
+def test_no_place_is_claimed_where_nothing_contradicts() -> None:
+    a = np.full(400, 0.8)
+    rows = pd.DataFrame({"observed_at": pd.to_datetime([START] * 400, utc=True), "place": ["x"] * 400})
+    probs = {"a": np.column_stack([1 - a, a]), "b": np.column_stack([1 - a, a])}
+    found = find_contradictions(config(1000), WINDOW, rows, probs, np.ones(400, dtype=int), places=True, examples=3)
+    assert [(c.slice, c.contradicting, c.examples) for c in found.contradictions] == [("", 0, ())]

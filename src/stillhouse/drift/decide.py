@@ -35,6 +35,7 @@ from stillhouse.records import (
     Response,
     ScreenResult,
     Sources,
+    TeacherChange,
     Verdict,
     VerdictResult,
     short_id,
@@ -79,6 +80,9 @@ class Evidence(Record):
         default=None, description="rows, model files and settings that the figures were computed from"
     )
     labels: LabelKind = Field(default="outcomes", description="what the rows of the window are labelled with")
+    changes: tuple[TeacherChange, ...] = Field(
+        default=(), description="teachers that answer otherwise now than the champion's"
+    )
 
 
 class Judgement(NamedTuple):
@@ -105,6 +109,7 @@ def decide(
     choice: ChampionChoice | None = None,
     pool: PoolState | None = None,
     sources: Sources | None = None,
+    changes: Sequence[TeacherChange] = (),
 ) -> Verdict:
     """What to do about the current window. The first row of the table that applies decides.
 
@@ -117,8 +122,10 @@ def decide(
     ======================= ======== ========================================================================
     ``data_broken``         hold     the data contract refuses the window
     ``not_enough_evidence`` hold     fewer than ``observations.min_rows`` rows
-    ``cooling_down``        hold     one of the next three, but the last refresh is younger than ``watch.cooldown``, or
+    ``cooling_down``        hold     one of the next four, but the last refresh is younger than ``watch.cooldown``, or
                                      nothing was observed since
+    ``teacher_changed``     renew    a teacher answers otherwise now than the champion's: somebody edited its rules,
+                                     say; also under ``payoff``, which cannot predict what an edit is worth
     ``teacher_failing``     renew    the evidence of all processes together reaches the budget, and process (2) is the
                                      teacher's loss against outcomes
     ``harmful_drift``       (1)      the evidence of all processes together reaches the budget
@@ -145,6 +152,7 @@ def decide(
     :param choice: which member of the pool should be champion, by its evidence.
     :param pool: members and evidence that both were decided on.
     :param sources: what the figures were computed from; None: they cannot be recomputed later.
+    :param changes: teachers that answer otherwise now than the champion's; one that was tried asks for nothing.
     :raises WindowError: if there is no report although the window is valid and large enough.
     """
     evidence = Evidence(
@@ -168,6 +176,7 @@ def decide(
         choice=choice,
         pool=pool,
         sources=sources,
+        changes=tuple(changes),
         **({} if config.outcomes is not None else {"labels": config.labels_are}),
     )
     return decide_from_evidence(evidence.model_dump(mode="json"))
@@ -251,6 +260,8 @@ def _judge(evidence: Evidence) -> Judgement:
 
 def _judge_payoff(evidence: Evidence, judgement: Judgement) -> Judgement:
     """The same result with the response that pays, whether there is an alarm or not."""
+    if judgement.result == "teacher_changed":
+        return _apply_cooldown(evidence, judgement)
     reckoning = evidence.reckoning
     if reckoning is None:
         text = "nothing can be predicted yet: no complete block of outcomes is new to the champion"
@@ -291,6 +302,9 @@ def _judge_alarms(evidence: Evidence, drift: DriftReport) -> Judgement | None:
     """A judgement that asks for a response, if there is cause: first the evidence, then the thresholds."""
     reasons = tuple(_all_reasons(evidence, drift))
     alarms = {step.process: _alarm_text(step, evidence.steps) for step in _alarming_steps(evidence.steps)}
+    changed = [_change_reason(change).text for change in evidence.changes if not change.tried]
+    if changed:
+        return Judgement("teacher_changed", "renew", "; ".join(changed), reasons)
     if "teacher_outcomes" in alarms:
         return Judgement("teacher_failing", "renew", alarms["teacher_outcomes"], reasons)
     if alarms:
@@ -456,7 +470,8 @@ def _compare_with_teacher(evidence: Evidence, drift: DriftReport) -> tuple[str, 
 
 
 def _all_reasons(evidence: Evidence, drift: DriftReport) -> Iterator[Reason]:
-    """One reason per evidence process, one for the screen, one per measure that has a threshold or a value."""
+    """One reason per changed teacher, evidence process and measured value, and one for the screen."""
+    yield from map(_change_reason, evidence.changes)
     yield from _joint_reasons(evidence.steps)
     yield from (_evidence_reason(step) for step in evidence.steps)
     if drift.screened is not None:
@@ -481,6 +496,13 @@ def _skipped_contract_reasons(data: DataReport) -> Iterator[Reason]:
     if data.skipped_because:
         text = f"the data contract was not checked: {data.skipped_because}"
         yield Reason(measure="data_contract", failed=False, text=text)
+
+
+def _change_reason(change: TeacherChange) -> Reason:
+    text = f"teacher {change.teacher} is version {change.now} now, and the champion's is {change.before}"
+    if change.tried:
+        text += "; the last refresh used it and was not promoted"
+    return Reason(measure="teacher_version", failed=not change.tried, text=text)
 
 
 _PROCESS_CLAIMS: dict[Process, str] = {

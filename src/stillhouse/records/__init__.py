@@ -55,10 +55,12 @@ from stillhouse.records.reports import History, HistoryEntry, TableDrift, Teache
 from stillhouse.records.sources import AnswersSource, ModelSource, Sources, WindowSource
 from stillhouse.records.teachers import (
     Contradiction,
+    ContradictionExample,
     Contradictions,
     Questions,
     SliceWeights,
     Spending,
+    TeacherChange,
     TeacherWeights,
     WeightChange,
 )
@@ -100,6 +102,7 @@ __all__ = [
     "ComparisonRole",
     "CompressionCandidate",
     "Contradiction",
+    "ContradictionExample",
     "Contradictions",
     "Cost",
     "DataReport",
@@ -158,6 +161,7 @@ __all__ = [
     "Spending",
     "StudentRef",
     "TableDrift",
+    "TeacherChange",
     "TeacherRef",
     "TeacherReport",
     "TeacherShare",

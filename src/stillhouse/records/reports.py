@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, Field
 from stillhouse.records.base import Fraction, Record
 from stillhouse.records.drift import ColumnDrift
 from stillhouse.records.pool import RealisedGain
-from stillhouse.records.teachers import WeightChange
+from stillhouse.records.teachers import Contradictions, WeightChange
 from stillhouse.records.verdicts import Reason, Response, VerdictResult
 
 __all__ = ["History", "HistoryEntry", "TableDrift", "TeacherReport", "TeacherShare"]
@@ -54,6 +54,9 @@ class TeacherReport(Record):
     agent: str
     teachers: tuple[TeacherShare, ...]
     changes: tuple[WeightChange, ...] = ()
+    contradictions: Contradictions | None = Field(
+        default=None, description="where the champion and its teachers contradict each other, if that was asked for"
+    )
 
 
 class TableDrift(Record):

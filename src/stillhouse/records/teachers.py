@@ -9,7 +9,17 @@ from pydantic import AliasChoices, AwareDatetime, Field
 from stillhouse.records.base import Fraction, Record
 from stillhouse.records.windows import Window
 
-__all__ = ["Contradiction", "Contradictions", "Questions", "SliceWeights", "Spending", "TeacherWeights", "WeightChange"]
+__all__ = [
+    "Contradiction",
+    "ContradictionExample",
+    "Contradictions",
+    "Questions",
+    "SliceWeights",
+    "Spending",
+    "TeacherChange",
+    "TeacherWeights",
+    "WeightChange",
+]
 
 
 class Spending(Record):
@@ -111,12 +121,32 @@ class WeightChange(Record):
     reason: str
 
 
+class TeacherChange(Record):
+    """A teacher that answers otherwise now than the champion's, although the agent file is the same."""
+
+    teacher: str
+    before: str = Field(description="version of the champion's teacher")
+    now: str = Field(description="version that a refresh would use now")
+    tried: bool = Field(default=False, description="whether the last refresh used that version, and was not promoted")
+
+
+class ContradictionExample(Record):
+    """A row on which two models choose different actions."""
+
+    observation_id: str
+    observed_at: AwareDatetime
+    first: str = Field(description="action of the first")
+    second: str = Field(description="action of the second")
+    outcome: str | None = Field(description="the true action; None: not known")
+    values: dict[str, str] = Field(description="the columns of the row, as text")
+
+
 class Contradiction(Record):
-    """How often two teachers contradict each other on the rows of one slice that both answered."""
+    """How often two teachers, or student and teacher, contradict each other on the rows that both answered."""
 
     first: str
     second: str
-    slice: str = Field(description="'column=value'; '': all rows")
+    slice: str = Field(description="'column=value', or conditions such as 'amount > 900 and region=far'; '': all rows")
     rows: int = Field(ge=0)
     contradicting: int = Field(ge=0, description="rows with different actions, or a total variation above ½")
     share: Fraction
@@ -128,6 +158,7 @@ class Contradiction(Record):
     better: str | None = Field(
         description="name of the teacher that was right more often, significantly (95 %); None: no such teacher"
     )
+    examples: tuple[ContradictionExample, ...] = ()
 
 
 class Contradictions(Record):

@@ -81,6 +81,7 @@ VerdictResult = Literal[
     "drift",
     "harmful_drift",
     "teacher_failing",
+    "teacher_changed",
     "cooling_down",
     "not_enough_evidence",
     "data_broken",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -21,12 +22,15 @@ from stillhouse.errors import WindowError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import TeacherRef, Window, Words
 from stillhouse.teachers.cross_fitting import CrossFit
+from stillhouse.teachers.ensemble import Ensemble
 from stillhouse.variant import encode
 
 __all__ = ["Array", "Columns", "Mask", "RefreshData", "TrainingRows", "build_training_set", "require_rows"]
 
 Array = np.ndarray[Any, Any]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+LoadTeacher = Callable[[TeacherRef], Ensemble]
 
 _MAX_CACHED_ENCODINGS = 2  # per window: the columns of the student, and those of a compressed student
 
@@ -39,6 +43,7 @@ class RefreshData:
     :param as_of: outcomes that became known later are ignored.
     :param test_start: where the test window begins; None: there is none, all rows may be trained on.
     :param raw: the window's observations as stored, also those in quarantine, if they have been read already.
+    :param load_teacher: opens the teachers that students are taught by; None: no teacher overrules an outcome.
     """
 
     def __init__(
@@ -48,11 +53,13 @@ class RefreshData:
         as_of: datetime,
         test_start: datetime | None = None,
         raw: pd.DataFrame | None = None,
+        load_teacher: LoadTeacher | None = None,
     ) -> None:
         self.base = base
         self.window = window
         self.as_of = as_of
         self.test_start = test_start or window.end
+        self.load_teacher = load_teacher
         self._raw = raw
         self._training_rows: dict[tuple[datetime, datetime], TrainingRows] = {}
         self._labelled: dict[tuple[datetime, datetime], pd.DataFrame] = {}
@@ -69,7 +76,8 @@ class RefreshData:
         if window.model_copy(update={"name": self.window.name}) == self.window:
             return self
         same_rows = window.versions.get("observations") == self.window.versions.get("observations")
-        return RefreshData(self.base, window, self.as_of, self.test_start, self._raw if same_rows else None)
+        raw = self._raw if same_rows else None
+        return RefreshData(self.base, window, self.as_of, self.test_start, raw, self.load_teacher)
 
     @cached_property
     def rows(self) -> pd.DataFrame:
@@ -119,7 +127,8 @@ class RefreshData:
         """The rows of ``window`` that a student may be trained on; the same object at every call."""
         key = (window.start, window.end)
         if key not in self._training_rows:
-            self._training_rows[key] = TrainingRows(self.base, self._limit_rows(window), window, self.settings)
+            rows = self._limit_rows(window)
+            self._training_rows[key] = TrainingRows(self.base, rows, window, self.settings, self.load_teacher)
         return self._training_rows[key]
 
     def _limit_rows(self, window: Window) -> pd.DataFrame:
@@ -146,13 +155,23 @@ class TrainingRows:
 
     :param frame: observations with ``outcome`` as action index, −1 if the label is unknown.
     :param settings: the agent file, with fitted defaults of the distillation.
+    :param load_teacher: opens the teachers that students are taught by; None: no teacher overrules an outcome.
     """
 
-    def __init__(self, base: KnowledgeBase, frame: pd.DataFrame, window: Window, settings: AgentConfig) -> None:
+    def __init__(
+        self,
+        base: KnowledgeBase,
+        frame: pd.DataFrame,
+        window: Window,
+        settings: AgentConfig,
+        load_teacher: LoadTeacher | None = None,
+    ) -> None:
         self.base = base
         self.settings = settings
         self.frame = frame
         self.window = window
+        self._load_teacher = load_teacher
+        self._overruled: dict[str, Mask] = {}
         self._encodings: dict[str, Array] = {}
         self._teacher_probs: dict[str, Array] = {}
 
@@ -216,6 +235,14 @@ class TrainingRows:
         """Which rows that teacher version has answered, bool ``[n]``."""
         return ~np.isnan(self.teacher_probs(teacher)[:, 0])
 
+    def is_overruled(self, teacher: TeacherRef) -> Mask:
+        """Which rows have a label that the teacher says is of no use any more, bool ``[n]``."""
+        if teacher.version not in self._overruled:
+            loaded = self._load_teacher(teacher) if self._load_teacher else None
+            none = np.zeros(len(self), dtype=bool)
+            self._overruled[teacher.version] = none if loaded is None else loaded.overrules(self.frame)
+        return self._overruled[teacher.version]
+
     def features(self, teacher: TeacherRef) -> Array | None:
         """The teacher's internal features of each row, ``[n, D]``; None if it has none."""
         return self.base.answers.features(self.frame, teacher.features) if teacher.features else None
@@ -245,7 +272,8 @@ class TrainingRows:
 
     def train_mask(self, teacher: TeacherRef) -> Mask:
         """Rows to learn from that have teacher probabilities, a label, or both, bool ``[n]``."""
-        return (self.has_teacher_probs(teacher.version) | self.has_label) & self.may_learn
+        has_label = self.has_label & ~self.is_overruled(teacher)
+        return (self.has_teacher_probs(teacher.version) | has_label) & self.may_learn
 
     def make_training_set(self, teacher: TeacherRef, columns: Columns, *, synthetic: bool = True) -> TrainingSet:
         """All rows to train on, followed by the synthetic rows that the teacher has answered.
@@ -262,7 +290,8 @@ class TrainingRows:
 
         :returns: the newer half for the controller, and the older half to compare students on; None for an empty half.
         """
-        mask = self.is_validation & self.has_label & self.has_teacher_probs(teacher.version)
+        has_label = self.has_label & ~self.is_overruled(teacher)
+        mask = self.is_validation & has_label & self.has_teacher_probs(teacher.version)
         if mask.sum() < 2:
             return None, None
         cluster_ids, newer = split_validation(self.frame["observed_at"][mask], self.settings.promotion.cluster)
@@ -287,7 +316,7 @@ class TrainingRows:
         return build_training_set(
             self.encode_rows(columns)[index],
             self.teacher_probs(teacher.version)[index],
-            self.labels[index],
+            np.where(self.is_overruled(teacher), -1, self.labels)[index],
             columns,
             features=None if features is None else features[index],
             cluster_ids=cluster_ids,

@@ -31,6 +31,7 @@ from stillhouse.shown import escape_markdown as md
 
 __all__ = ["format_refresh_page"]
 
+_ADVICE = "Rows to look at: `stillhouse teachers {agent} --contradictions`."
 _MAX_CONTRADICTIONS = 8  # rows of the table; MLflow has all contradictions
 _MAX_VARIANTS = 8  # with a scorecard on the page; MLflow has all scorecards
 _MAX_REFUSED = 10  # refused candidates on the page; MLflow has all
@@ -104,13 +105,18 @@ def _format_questions(job: Refresh, registry: Registry) -> str:
 
 
 def _format_teachers(job: Refresh, registry: Registry) -> list[str]:
-    """The weights of the teachers, and where they contradict each other; empty for a single teacher."""
+    """The weights of several teachers, and where they, or the challenger and they, contradict each other."""
     mixture = registry.runs.read_record(job.run_id, names.WEIGHTS, TeacherWeights)
-    contradictions = registry.runs.read_record(job.run_id, names.CONTRADICTIONS, Contradictions)
     parts = [format_weights(mixture)] if mixture else []
-    if contradictions is None or not contradictions.contradictions:
-        return parts
-    return [*parts, _format_contradictions(contradictions)]
+    for name, heading, advice in (
+        (names.CONTRADICTIONS, "Where teachers contradict each other", ""),
+        (names.STUDENT_CONTRADICTIONS, "Where the challenger and its teachers contradict each other", _ADVICE),
+    ):
+        contradictions = registry.runs.read_record(job.run_id, name, Contradictions)
+        if contradictions is not None and any(c.contradicting for c in contradictions.contradictions):
+            examples = f"\n\n{advice.format(agent=job.agent)}" if advice else ""
+            parts.append(f"## {heading}\n\n{_format_contradictions(contradictions)}{examples}")
+    return parts
 
 
 def _format_contradictions(contradictions: Contradictions) -> str:
@@ -119,8 +125,8 @@ def _format_contradictions(contradictions: Contradictions) -> str:
         f"({c.share:.1%}) | {c.first_right:,} and {c.second_right:,} of {c.known:,} | {md(c.better or '')} |"
         for c in contradictions.contradictions[:_MAX_CONTRADICTIONS]
     ]
-    heading = "| teachers | slice | rows that contradict | each right, of known outcomes | better beyond chance |"
-    return "## Where teachers contradict each other\n\n" + format_table(heading, rows)
+    heading = "| models | slice | rows that contradict | each right, of known outcomes | better beyond chance |"
+    return format_table(heading, rows)
 
 
 def _name_column(measure: str) -> str:

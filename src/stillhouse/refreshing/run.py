@@ -96,5 +96,6 @@ def make_and_judge(session: Session, job: Refresh) -> Verdict:
         return make_and_judge(session, fall_back(job, planned.mode))
     frontier = mode.compress(session, teacher, student)
     proof = proving.prove_challenger(session, teacher, student, frontier)
+    teaching.compare_with_student(session, teacher, frontier)
     publishing.log_models(session, teacher, student, frontier, proof)
     return publishing.judge_challenger(session, proof)

@@ -121,7 +121,7 @@ class Session:
         self.as_of = as_of
         self.settings: AgentConfig = config.load(agent)
         self.base = KnowledgeBase(self.settings)
-        self.data = RefreshData(self.base, window, as_of, test_start)
+        self.data = RefreshData(self.base, window, as_of, test_start, load_teacher=self.load_teacher)
         self._job: Refresh | None = None
         self._teachers: dict[str, Ensemble] = {}
 

@@ -13,7 +13,7 @@ from stillhouse.distill import select
 from stillhouse.distill.split import mask_validation_rows
 from stillhouse.errors import PartError, RegistryError, WindowError
 from stillhouse.evaluate import admission, figures
-from stillhouse.records import Examination, Questions, TeacherRef, Verdict, short_id
+from stillhouse.records import Examination, Frontier, Questions, TeacherRef, Verdict, short_id
 from stillhouse.refreshing.data import Array, Mask, TrainingRows
 from stillhouse.refreshing.session import Session
 from stillhouse.registry import names
@@ -24,9 +24,11 @@ from stillhouse.teachers.contradictions import find_contradictions
 from stillhouse.teachers.ensemble import Ensemble
 from stillhouse.teachers.labeling import LabelingBudget
 from stillhouse.teachers.synthetic import ask_about_synthetic
+from stillhouse.variant import Variant
 
 __all__ = [
     "compare_teachers",
+    "compare_with_student",
     "examine_teacher",
     "gather_knowledge",
     "prepare_teacher",
@@ -54,7 +56,8 @@ def _fit_or_keep(session: Session) -> TeacherRef:
         rows = session.training_rows.labelled
         session.registry.runs.log_window(job.run_id, job.train, rows, "training")
         log.info("teachers: fitted on %s rows of %s", f"{len(rows):,}", job.train)
-        return ensemble.fit(settings, rows, job.train, Path(job.folder) / "teacher", session.foreign_models)
+        folder = Path(job.folder) / "teacher"
+        return ensemble.fit(settings, rows, job.train, folder, session.foreign_models, now=job.as_of)
     champion = session.champion
     if champion is None:
         raise RegistryError(
@@ -117,6 +120,23 @@ def compare_teachers(session: Session, teacher: TeacherRef) -> None:
     answers = labeling.member_probs(session.base, members, rows)
     contradictions = find_contradictions(session.settings, session.job.train, rows, answers, rows["outcome"].to_numpy())
     session.registry.runs.log_record(session.job.run_id, contradictions, names.CONTRADICTIONS)
+
+
+def compare_with_student(session: Session, teacher: TeacherRef, frontier: Frontier) -> None:
+    """Log where the challenger and its teachers contradict each other on the test window, by slice and place.
+
+    The record has no rows: `stillhouse teachers --contradictions` shows some.
+    """
+    job, members = session.job, session.load_teacher(teacher)
+    rows = session.data.read_labelled(job.test)
+    variant = Variant(frontier.named(frontier.chosen).folder)
+    probs = {frontier.chosen: align_actions(variant.predict_proba(rows), variant.actions, session.settings.actions)}
+    probs |= labeling.member_probs(session.base, members, rows)
+    labels = rows["outcome"].to_numpy()
+    contradictions = find_contradictions(session.settings, job.test, rows, probs, labels, places=True)
+    with_student = tuple(c for c in contradictions.contradictions if c.first == frontier.chosen)
+    contradictions = contradictions.model_copy(update={"contradictions": with_student})
+    session.registry.runs.log_record(job.run_id, contradictions, names.STUDENT_CONTRADICTIONS)
 
 
 def examine_teacher(session: Session, teacher: TeacherRef) -> Verdict:

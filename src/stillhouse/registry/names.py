@@ -24,6 +24,7 @@ __all__ = [
     "RECALIBRATION",
     "SAME_ROWS",
     "SAVINGS",
+    "STUDENT_CONTRADICTIONS",
     "TIMELINE_FIGURE",
     "TRADEOFF_FIGURE",
     "TRAINING_HISTORY",
@@ -44,6 +45,7 @@ QUESTIONS: Final = "questions.json"  # number of rows that the teachers were ask
 WEIGHTS: Final = "weights.json"  # weights of the teachers
 WEIGHTS_FIGURE: Final = "figures/weights.png"
 CONTRADICTIONS: Final = "contradictions.json"  # where the teachers contradict each other
+STUDENT_CONTRADICTIONS: Final = "student_contradictions.json"  # where the challenger and the teachers do
 UPDATE: Final = "update.json"
 RECALIBRATION: Final = "recalibration.json"
 FRONTIER: Final = "compression.json"  # every candidate of the compression search

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,26 @@ from stillhouse.config import AgentConfig, Leaf, TeacherSection, leaves
 from stillhouse.errors import LeakageError, PartError
 from stillhouse.files import atomic_folder, write_atomic
 from stillhouse.parts import HasTextEncoder, ModelStore, Teacher, TextEncoderState
-from stillhouse.records import ModelRef, TeacherRef, TeacherWeights, Window, short_id
+from stillhouse.records import ModelRef, TeacherChange, TeacherRef, TeacherWeights, Window, short_id
 from stillhouse.teachers import mixture_weights
 from stillhouse.teachers.answers import Allowance, Array, Features
-from stillhouse.teachers.kinds import REFRESH_ADVICE, Member, MemberContext, describe, new_teacher, open_member
+from stillhouse.teachers.kinds import (
+    REFRESH_ADVICE,
+    Member,
+    MemberContext,
+    TeacherMoment,
+    current_version,
+    describe,
+    new_teacher,
+    open_member,
+)
 from stillhouse.teachers.persistence import content_hash
 from stillhouse.teachers.user_code import call_user_code
 
 __all__ = [
     "Ensemble",
     "Member",
+    "find_changes",
     "fit",
     "fit_members",
     "load",
@@ -145,6 +156,22 @@ class Ensemble:
                 return member.answer(rows, Allowance()).features
         return None
 
+    def overrules(self, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which rows have an outcome that a member says is of no use any more, bool ``[n]``.
+
+        :raises PartError: if a member's method fails or returns something else.
+        """
+        overruled = np.zeros(len(rows), dtype=bool)
+        for member in self.members:
+            method = getattr(member.user_object() if member.user_object else None, "overrules", None)
+            if method is not None and len(rows):
+                where = f"{_where(self.config, member.name)}: overrules()"
+                answer = np.asarray(call_user_code(where, None, method, rows))
+                if answer.shape != (len(rows),) or answer.dtype != np.bool_:
+                    raise PartError(f"{where} gives {answer.dtype} {list(answer.shape)}, not one bool for each row")
+                overruled |= answer
+        return overruled
+
     def in_fit_window(self, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which rows lie in the window whose labels the teachers have seen, bool ``[n]``."""
         if self.fit_window is None:
@@ -165,12 +192,19 @@ class Ensemble:
 
 
 def fit(
-    config: AgentConfig, rows: pd.DataFrame, window: Window, folder: Path, models: ModelStore | None = None
+    config: AgentConfig,
+    rows: pd.DataFrame,
+    window: Window,
+    folder: Path,
+    models: ModelStore | None = None,
+    *,
+    now: datetime | None = None,
 ) -> TeacherRef:
     """Fit all teachers that learn, and write all teachers to ``folder``.
 
     :param rows: labelled, with ``outcome``; −1 where it is unknown.
     :param models: loads the models of teachers of kind ``mlflow``.
+    :param now: time of the refresh; None: the end of the window.
     :raises PartError: if a teacher cannot be made, fitted or saved.
     """
     with atomic_folder(folder) as partial:
@@ -178,7 +212,10 @@ def fit(
         for leaf, teacher in fitted:
             (partial / leaf.name).mkdir()
             call_user_code(f"saving teacher {leaf.name!r}", None, teacher.save, partial / leaf.name)
-        entries = [_make_entry(MemberContext(config, leaf, partial, models)) for leaf in leaves(config.teachers)]
+        moment = TeacherMoment(now=now or window.end, taught_until=window.end)
+        entries = [
+            _make_entry(MemberContext(config, leaf, partial, models, moment)) for leaf in leaves(config.teachers)
+        ]
         bytes_elsewhere = {leaf.name: int(getattr(teacher, "bytes_elsewhere", 0)) for leaf, teacher in fitted}
         for entry in entries:
             if size := bytes_elsewhere.get(entry["name"]):
@@ -188,6 +225,7 @@ def fit(
             "version": _version(partial, leaves(config.teachers), entries),
             "parts": entries,
             "fitted": window.model_dump(mode="json") if fitted else None,
+            "moment": moment.model_dump(mode="json"),
         }
         (partial / "teacher.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
     return read_reference(folder)
@@ -279,6 +317,29 @@ def load(folder: Path, config: AgentConfig, models: ModelStore | None = None) ->
         mixture=mixture,
         unweighted_version=version,
     )
+
+
+def find_changes(
+    folder: Path, config: AgentConfig, now: datetime, models: ModelStore | None = None
+) -> tuple[TeacherChange, ...]:
+    """The teachers that are another version at ``now`` than those stored in ``folder``, by the same agent file.
+
+    Each teacher that is not fitted is made again, for the training rows of the stored one; no teacher is asked. Only
+    kinds that can change by themselves are compared: rules in a file that somebody has edited, say.
+    """
+    description = json.loads((folder / "teacher.json").read_text(encoding="utf-8"))
+    stored, changes = {entry["name"]: entry for entry in description["parts"]}, []
+    moment = description.get("moment")  # teachers of an earlier version of stillhouse have none
+    if moment is not None:
+        moment = TeacherMoment(now=now, taught_until=moment["taught_until"])
+    for leaf in leaves(config.teachers):
+        before = stored.get(leaf.name, {}).get("version")
+        if before is None or leaf.teacher.is_fitted:
+            continue
+        version = current_version(leaf.teacher, MemberContext(config, leaf, folder, models, moment))
+        if version is not None and version != before:
+            changes.append(TeacherChange(teacher=leaf.name, before=before, now=version))
+    return tuple(changes)
 
 
 # --------------------------------------------------------------------------- inside

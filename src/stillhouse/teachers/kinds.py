@@ -13,18 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import AwareDatetime, Field
 
 from stillhouse.config import AgentConfig, Leaf, LeafTeacher
 from stillhouse.errors import PartError
 from stillhouse.parts import ModelStore, Teacher, import_kinds
-from stillhouse.records import short_id
+from stillhouse.records import Record, short_id
 from stillhouse.teachers.answers import AnswerFunction
 
 __all__ = [
     "REFRESH_ADVICE",
     "Member",
     "MemberContext",
+    "TeacherMoment",
     "answer_version",
+    "current_version",
     "describe",
     "logged_version",
     "new_teacher",
@@ -64,6 +67,15 @@ class Member:
     max_calls_per_row: int = 1
 
 
+class TeacherMoment(Record):
+    """When teachers were made."""
+
+    now: AwareDatetime = Field(description="time of the refresh")
+    taught_until: AwareDatetime = Field(
+        description="end of the training window: the student learns from rows before it"
+    )
+
+
 @dataclass(frozen=True)
 class MemberContext:
     """What a kind needs to describe and open one teacher.
@@ -71,12 +83,14 @@ class MemberContext:
     :param leaf: the teacher's section, name and share.
     :param folder: of all teachers together; this one stores its files in ``folder / leaf.name``.
     :param models: loads the models of teachers of kind ``mlflow``; None: there is no registry.
+    :param moment: when the teachers are made; None: they are opened, or made for no particular time.
     """
 
     config: AgentConfig
     leaf: Leaf
     folder: Path
     models: ModelStore | None = None
+    moment: TeacherMoment | None = None
 
     @property
     def where(self) -> str:
@@ -114,6 +128,15 @@ def open_member(section: object, context: MemberContext, entry: dict[str, Any]) 
     :raises PartError: if it cannot be opened, or its answers would differ from those stored under its version.
     """
     raise _unknown_kind(section)
+
+
+@singledispatch
+def current_version(section: object, context: MemberContext) -> str | None:
+    """The version that :func:`describe` would give a teacher that is not fitted; no teacher is asked.
+
+    :returns: None: a teacher of this kind does not change while its section stays the same.
+    """
+    return None
 
 
 @singledispatch

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from stillhouse.config import PythonTeacher
 from stillhouse.errors import PartError
+from stillhouse.knowledge import KnowledgeBase
 from stillhouse.parts import ReadyTeacher, Teacher, resolve
 from stillhouse.teachers.answers import wrap_predict
 from stillhouse.teachers.kinds import (
     Member,
     MemberContext,
     answer_version,
+    current_version,
     describe,
     new_teacher,
     open_member,
     require_version,
 )
 from stillhouse.teachers.persistence import fingerprint, load_teacher, save_teacher
+from stillhouse.teachers.user_code import call_user_code
 
 
 @new_teacher.register
@@ -30,7 +35,7 @@ def _(section: PythonTeacher, where: str, actions: Sequence[str]) -> Teacher:
 @describe.register
 def _(section: PythonTeacher, context: MemberContext) -> dict[str, Any]:
     name = context.leaf.name
-    teacher = _make_ready_teacher(section, context.where)
+    teacher = _make_ready_teacher(section, context)
     folder = context.folder / name if save_teacher(teacher, context.folder / name, context.where) else None
     entry: dict[str, Any] = {}
     if bytes_elsewhere := int(getattr(teacher, "bytes_elsewhere", 0)):
@@ -38,6 +43,15 @@ def _(section: PythonTeacher, context: MemberContext) -> dict[str, Any]:
     if folder is not None:
         entry["folder"] = name
     return entry | {"version": answer_version(context, fingerprint(teacher, folder, context.where))}
+
+
+@current_version.register
+def _(section: PythonTeacher, context: MemberContext) -> str | None:
+    teacher, where = _make_ready_teacher(section, context), context.where
+    with TemporaryDirectory() as fresh:
+        folder = Path(fresh) / context.leaf.name
+        needs_files = not hasattr(teacher, "fingerprint") and save_teacher(teacher, folder, where)
+        return answer_version(context, fingerprint(teacher, folder if needs_files else None, where))
 
 
 @open_member.register
@@ -50,7 +64,11 @@ def _(section: PythonTeacher, context: MemberContext, entry: dict[str, Any]) -> 
         answer = wrap_predict(leaf.name, actions, teacher.predict_proba, timeout=section.call_timeout)
         return Member(leaf.name, leaf.share, answer, user_object=lambda: teacher)
     folder = context.folder / entry["folder"] if "folder" in entry else None
-    teacher = load_teacher(cls, folder, where) if folder else _make_ready_teacher(section, where)
+    if folder is not None:
+        teacher = load_teacher(cls, folder, where)
+        _offer_knowledge_base(teacher, context)
+    else:
+        teacher = _make_ready_teacher(section, context)
     require_version(context, entry, answer_version(context, fingerprint(teacher, folder, where)))
     features = getattr(teacher, "features", None) if section.features else None
     return Member(
@@ -82,13 +100,27 @@ def _make_object(section: PythonTeacher, where: str, *methods: str) -> Any:
     return instance
 
 
-def _make_ready_teacher(section: PythonTeacher, where: str) -> ReadyTeacher:
-    """A teacher that is not fitted.
+def _make_ready_teacher(section: PythonTeacher, context: MemberContext) -> ReadyTeacher:
+    """A teacher that is not fitted, as it is at the moment of the context.
 
     :raises PartError: as :func:`_make_object`, or if it has ``save`` without ``load``.
     """
+    where, moment = context.where, context.moment
     methods = ["predict_proba", *(["features"] if section.features else [])]
     teacher: ReadyTeacher = _make_object(section, where, *methods)
     if hasattr(teacher, "save") and not callable(getattr(teacher, "load", None)):
         raise PartError(f"{where}: {section.target} has `save` but no `load`: give it both, or neither")
+    at = getattr(teacher, "at", None)
+    if at is not None and moment is not None:
+        teacher = call_user_code(f"{where}: at()", section.call_timeout, at, moment.now, moment.taught_until)
+        if not isinstance(teacher, ReadyTeacher):
+            raise PartError(f"{where}: at() gives a {type(teacher).__name__}, not a teacher with `predict_proba`")
+    _offer_knowledge_base(teacher, context)
     return teacher
+
+
+def _offer_knowledge_base(teacher: ReadyTeacher, context: MemberContext) -> None:
+    """Give the agent's own knowledge base to a teacher that uses it."""
+    if use := getattr(teacher, "use_knowledge_base", None):
+        what = f"{context.where}: use_knowledge_base()"
+        call_user_code(what, context.leaf.teacher.call_timeout, use, KnowledgeBase(context.config))

@@ -28,10 +28,12 @@ from stillhouse.records import (
     Reckoning,
     SliceDrift,
     Sources,
+    TeacherChange,
     Verdict,
 )
+from stillhouse.registry.foreign import ForeignModels
 from stillhouse.stats import replace_non_finite, total_variation
-from stillhouse.teachers import labeling
+from stillhouse.teachers import ensemble, labeling
 from stillhouse.watching.evidence import CLOCK_RESOLUTION, read_evidence_states
 from stillhouse.watching.window import Array, WatchedWindow
 
@@ -156,12 +158,33 @@ def decide_response(
         choice=choice,
         pool=pool,
         sources=_describe_sources(watched, report),
+        changes=_find_teacher_changes(watched, as_of, last_refresh) if report is not None else (),
     )
     base.journal.append_verdict(verdict)
     return verdict
 
 
 # --------------------------------------------------------------------------- inside
+
+
+def _find_teacher_changes(
+    watched: WatchedWindow, as_of: datetime, last_refresh: datetime | None
+) -> tuple[TeacherChange, ...]:
+    """The champion's teachers that have changed, and whether the last refresh has tried the changed ones already.
+
+    That refresh was asked for by a watch of the same moment; if that watch knew of the same change and the champion is
+    the same, the refresh used the changed teacher and was not promoted. It is tried again when all outcomes of the test
+    window are new: rules may be edited before the outcomes follow them.
+    """
+    champion = watched.champion
+    if champion is None:
+        return ()
+    changes = ensemble.find_changes(champion.teacher_folder(), champion.settings, as_of, ForeignModels())
+    test, asked = champion.baseline.test, None
+    if changes and last_refresh is not None and as_of < last_refresh + (test.end - test.start):
+        asked = watched.base.journal.verdict_at("watch", last_refresh)
+    known = {(change["teacher"], change["now"]) for change in asked.evidence.get("changes") or ()} if asked else set()
+    return tuple(change.model_copy(update={"tried": (change.teacher, change.now) in known}) for change in changes)
 
 
 def _describe_sources(watched: WatchedWindow, report: DriftReport | None) -> Sources:
