@@ -5,8 +5,8 @@ and the number of the chunk's last event as a Delta application transaction. So 
 if a flush is killed between two tables, or before the events are deleted from the spool, the next flush writes only the
 missing rows. Events are deleted when their rows are synced to the disk.
 
-Decisions that a device hands in may arrive more than once, and in several spools. Their rows are also compared with those
-of the tables, by decision id and observation id, one flush at a time.
+Decisions that a device hands in may arrive more than once, and in several spools. Their rows are also compared with
+those of the tables, by decision id and observation id, one flush at a time.
 
 An event that cannot become rows (damaged bytes, or a column whose type differs between agent file, event and table)
 does not block the others: it goes to the dead letters ``<spool>.dead``, one JSON object per line (``seq``, ``at``,
@@ -301,7 +301,7 @@ def _new_ones(tables: Tables, table: Table, rows: pa.Table) -> pa.Table:
         stored = tables.read_files(table, dataset, [key], row_filter & pc.field(key).isin(rows[key]))[key]
     first = dict.fromkeys(stored.to_pylist(), -1)
     kept = [index for index, value in enumerate(rows[key].to_pylist()) if first.setdefault(value, index) == index]
-    return rows.take(kept)
+    return rows.take(pa.array(kept, pa.int64()))
 
 
 # --------------------------------------------------------------------------- events to rows
