@@ -7,7 +7,7 @@ export STILLHOUSE_HOME ?= $(CURDIR)/.stillhouse
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo demo-router demo-gateway test lint format types imports tests test-slow test-endpoint test-api test-clients bench ui prefect docs screenshots clean
+.PHONY: help install demo demo-router demo-gateway demo-device test lint format types imports tests test-slow test-endpoint test-api test-clients bench ui prefect docs screenshots clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,19 @@ demo-router: install  ## play the same flows for sentences: tools are added doma
 demo-gateway: install  ## play the front door before a scripted model: capture, adopt, coverage, a domain arrives (fetches CLINC150 once)
 	@$(BIN)/python -m examples.gateway
 
+demo-device: install .venv-peers/device/.installed  ## play a device: it decides without a network, is killed, and hands in exactly once
+	@$(BIN)/python -m examples.device_demo
+
+.venv-peers/device/.installed: environments/device.txt
+	@$(PYTHON) -m venv .venv-peers/device
+	@PIP_CONSTRAINT= .venv-peers/device/bin/pip install --quiet --requirement environments/device.txt
+	@touch $@
+
+.venv-peers/web/.installed: environments/web/package.json environments/web/package-lock.json
+	@mkdir -p .venv-peers/web && cp $^ .venv-peers/web/
+	@cd .venv-peers/web && npm ci --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
 test: lint imports  ## run everything that CI checks
 	@$(MAKE) --no-print-directory --jobs=2 types tests  # mypy uses one core, and its minutes beside the tests are free
 
@@ -49,7 +62,7 @@ imports: install  ## check the import rules between packages
 tests: install  ## run the tests that are not slow, in two processes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
-test-slow: install .venv-screens/.installed  ## run the slow tests: killed demos, a real Prefect server, both interfaces in chromium
+test-slow: install .venv-screens/.installed .venv-peers/device/.installed .venv-peers/web/.installed  ## run the slow tests: killed demos, a real Prefect server, both interfaces in chromium
 	@$(BIN)/python -m pytest -m slow
 
 test-endpoint: install .venv-peers/endpoint/.installed  ## test the endpoint teacher against a real language model on loopback (200 MB, once)
@@ -97,7 +110,7 @@ $(VENV)/.docs: $(VENV)/.installed
 	@$(BIN)/pip install --quiet --editable '.[docs]'
 	@touch $@
 
-screenshots: install .venv-screens/.installed  ## draw the pictures in docs/images from a short demo of its own; needs chromium
+screenshots: install .venv-screens/.installed .venv-peers/web/.installed  ## draw the pictures in docs/images from a short demo of its own; needs chromium
 	@.venv-screens/bin/python docs/tools/screenshots.py
 
 .venv-screens/.installed: environments/screens.txt

@@ -64,6 +64,7 @@ def take(wanted: list[str]) -> None:
         mlflow_timeline,
         mlflow_model,
         mlflow_compare,
+        device_page,
     )
     failed = []
     with sync_playwright() as playwright:
@@ -171,6 +172,29 @@ def wait_for(url: str, seconds: float = 180) -> None:
         except (URLError, OSError):
             time.sleep(1)
     raise SystemExit(f"{url} did not answer within {seconds:.0f} s; the servers' logs are in {HOME}")
+
+
+# --------------------------------------------------------------------------- a device
+
+
+def device_page(page: Page) -> None:
+    """The champion in the page of examples/web, which decides about a windy morning in the browser."""
+    env = os.environ | {"STILLHOUSE_HOME": str(HOME), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    (key,) = HOME.glob("keys/trusted/*.pub")
+    server, port = free_port(), free_port()
+    address = f"http://127.0.0.1:{server}"
+    with (
+        started("stillhouse", "serve", AGENT, "--port", str(server), env=env),
+        started("python", "examples/device_page.py", str(key), address, str(port), env=env),
+    ):
+        wait_for(f"{address}/healthz")
+        open_(page, f"http://127.0.0.1:{port}/?agent={AGENT}", "is as it was signed")
+        for name, value in {"minute": "1020", "distance": "1400", "wind_gust": "40", "precip": "0.2"}.items():
+            page.locator(f"[name={name}]").fill(value)
+        for name, value in {"carrier": "EV", "origin": "EWR"}.items():
+            page.locator(f"[name={name}]").select_option(value)
+        page.get_by_role("button", name="Decide").click()
+        page.get_by_text("decided in").wait_for()
 
 
 # --------------------------------------------------------------------------- Prefect

@@ -510,3 +510,64 @@ def test_events_stay_in_the_spool_if_the_tables_cannot_be_written(spool: Spool, 
 def test_a_flush_without_spools(kb: KnowledgeBase, tmp_path: Path) -> None:
     assert flush_module.flush(kb, tmp_path / "absent").model_copy(update={"seconds": 0.0}) == flush_module.FlushResult()
     assert not (tmp_path / "absent").exists() and not kb.root.exists()
+
+
+# --------------------------------------------------------------------------- handed in from elsewhere
+
+
+def handed_in(first: int, count: int = 1) -> Decided:
+    return msgspec.structs.replace(decided(first, count), handed_in=True)
+
+
+def test_what_is_handed_in_again_is_written_once(kb: KnowledgeBase, tmp_path: Path) -> None:
+    first, second = Spool(tmp_path / "spool"), Spool(tmp_path / "spool")
+    first.put(handed_in(0, 3), handed_in(0, 3))  # twice in one chunk
+    second.put(handed_in(1, 4), decided(9))  # and in another process's spool
+    flush(kb, tmp_path / "spool")
+    first.put(handed_in(0, 5))  # and when it has been there for long
+    result = flush(kb, tmp_path / "spool")
+    assert (result.events, result.rows, result.dead) == (1, {}, 0)
+    assert len(ids(kb, "observations")) == 6
+    assert ids(kb, "decisions", "decision_id") == sorted(decided(0, 5).decision_ids + decided(9).decision_ids)
+
+
+def test_decisions_with_the_same_ids_that_were_not_handed_in_are_not_compared(
+    kb: KnowledgeBase, spool: Spool, tmp_path: Path
+) -> None:
+    spool.put(decided(0), decided(0))
+    assert flush(kb, tmp_path / "spool").rows == {"observations": 2, "decisions": 2}
+
+
+@pytest.mark.parametrize("table", ["observations", "decisions"])
+def test_a_flush_that_dies_between_two_tables_doubles_nothing_that_is_handed_in_again(
+    kb: KnowledgeBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    first, commit = Spool(tmp_path / "spool"), Tables.commit
+
+    def commit_and_die(self: Tables, name: Any, *arguments: Any) -> Any:
+        version = commit(self, name, *arguments)
+        if name == table:
+            raise KeyboardInterrupt
+        return version
+
+    first.put(handed_in(0, 3))
+    monkeypatch.setattr(Tables, "commit", commit_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        flush(kb, tmp_path / "spool")
+    monkeypatch.setattr(Tables, "commit", commit)
+    again = Spool(tmp_path / "spool")
+    again.put(handed_in(0, 3))
+    flush(kb, tmp_path / "spool")
+    assert len(ids(kb, "observations")) == len(ids(kb, "decisions")) == 3
+
+
+def test_two_flushes_at_once_write_what_was_handed_in_to_both_once(kb: KnowledgeBase, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder in folders:
+        Spool(folder).put(handed_in(0, 50))
+    threads = [threading.Thread(target=flush, args=(KnowledgeBase(CONFIG, kb.root), folder)) for folder in folders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ids(kb, "observations")) == len(ids(kb, "decisions")) == 50

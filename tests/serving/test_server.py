@@ -782,3 +782,66 @@ def test_the_openapi_description_has_every_route_and_column() -> None:
         assert row["properties"]["origin"]["type"] == ["string", "number", "boolean", "null"]
 
     run_with_server(test)
+
+
+# --------------------------------------------------------------------------- decisions made elsewhere
+
+HANDED_IN = "/v1/agents/flights/handed-in"
+
+
+def made_elsewhere(name: str = "d1", **changes: Any) -> dict[str, Any]:
+    observation = ROW | {"observation_id": "o1", "observed_at": "2026-01-31T12:00:00Z"}
+    made = {"decision_id": name, "observation": observation, "decided_at": "2026-01-31T12:00:01Z", "action": "late"}
+    made |= {"probabilities": {"late": 0.75, "on_time": 0.25}, "version": "flights@7"}
+    return {key: value for key, value in (made | changes).items() if value is not None}
+
+
+def test_decisions_made_elsewhere_get_the_same_ids_again_and_outcomes() -> None:
+    async def test(client: Any) -> None:
+        body = {"decisions": [made_elsewhere(), made_elsewhere("d2")]}
+        first, again = [(await client.post(HANDED_IN, json=body)).json() for _ in range(2)]
+        assert first == again and first["recorded"] == 2 and len(set(first["decision_ids"])) == 2
+        known = await client.post(OUTCOMES, json={"decision_id": first["decision_ids"][0], "action": "on_time"})
+        assert known.status_code == 200
+        metrics = (await client.get("/metrics")).text
+        assert 'stillhouse_handed_in_total{agent="flights"} 4.0' in metrics and 'endpoint="handed-in"' in metrics
+
+    run_with_server(test)
+    *events, outcome = spool_events()
+    event = events[0]
+    assert isinstance(event, Decided) and event.handed_in and isinstance(outcome, Outcomes)
+    assert (event.actions[0], event.probabilities[0], event.deciders[0]) == ("late", [0.25, 0.75], "student")
+    assert (event.versions[0], event.decided_at[0] - event.observed_at[0]) == ("flights@7", 1_000_000)
+    assert outcome.observation_ids == ["o1"]
+
+
+def observation(**changes: Any) -> dict[str, Any]:
+    return {"observation": made_elsewhere()["observation"] | changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (observation(observation_id=None), "observation_id is missing - at `$.decisions[1].observation`"),
+        (observation(observed_at=None), "observed_at is missing"),
+        (observation(wind="fast"), "$.decisions[1].observation.wind"),
+        (observation(colour="red"), "colour"),
+        (observation(observed_at="2826-01-31T12:00:00Z"), "more than an hour from now"),
+        ({"decided_at": "2826-01-31T12:00:00Z"}, "decided_at lies more than an hour ahead"),
+        ({"decided_at": "2026-01-31T12:00:00"}, "decided_at"),
+        ({"action": "maybe"}, "no action 'maybe'"),
+        ({"action": "on_time"}, "not the most probable"),
+        ({"probabilities": {"late": 1.0}}, "given for the actions on_time, late"),
+        ({"probabilities": {"late": 0.9, "on_time": 0.2}}, "no distribution"),
+        ({"version": "router@7"}, "no champion's"),
+        ({"decision_id": ""}, "decision_id"),
+        ({"version": None}, "version"),
+    ],
+)
+def test_what_is_no_decision_of_the_agent_is_refused_with_all_others(changes: dict[str, Any], message: str) -> None:
+    async def test(client: Any) -> None:
+        answer = await client.post(HANDED_IN, json={"decisions": [made_elsewhere(), made_elsewhere("d2", **changes)]})
+        assert error_of(answer) == (422, "invalid") and message in answer.json()["error"]["message"]
+
+    run_with_server(test)
+    assert spool_events() == []

@@ -61,6 +61,8 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
     """``student`` or ``teacher``."""
     versions: list[str]
     """The decider's version: ``flights@7``, or the version of a teacher."""
+    handed_in: bool = False
+    """Whether they were made elsewhere: the sender may repeat them, so the flush leaves out what the tables have."""
 
     @property
     def rows(self) -> int:

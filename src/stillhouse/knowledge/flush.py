@@ -5,6 +5,9 @@ and the number of the chunk's last event as a Delta application transaction. So 
 if a flush is killed between two tables, or before the events are deleted from the spool, the next flush writes only the
 missing rows. Events are deleted when their rows are synced to the disk.
 
+Decisions that a device hands in may arrive more than once, and in several spools. Their rows are also compared with
+those of the tables, by decision id and observation id, one flush at a time.
+
 An event that cannot become rows (damaged bytes, or a column whose type differs between agent file, event and table)
 does not block the others: it goes to the dead letters ``<spool>.dead``, one JSON object per line (``seq``, ``at``,
 ``why``, ``body`` in base64), and an error is logged.
@@ -19,7 +22,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +41,7 @@ from stillhouse.errors import RuntimeStateError, SchemaError, SpoolDamagedError,
 from stillhouse.knowledge.base import KnowledgeBase
 from stillhouse.knowledge.content import content_keys, tidy
 from stillhouse.knowledge.events import Decided, Event, Observed, Offered, Outcomes, TeacherAnswered, decode
-from stillhouse.knowledge.pruning import files_with
+from stillhouse.knowledge.pruning import files_with, observed_in
 from stillhouse.knowledge.schemas import Table
 from stillhouse.knowledge.spool import Entry, SpoolFile, set_aside, spool_folder
 from stillhouse.knowledge.tables import Tables
@@ -49,6 +53,11 @@ _log = logging.getLogger(__name__)
 
 _ANSWER_KEY = ["teacher", "content_key", "actions"]
 """The key of an answer; the first answer of a key is kept."""
+
+_HANDED_IN_KEYS: dict[Table, str] = {"observations": "observation_id", "decisions": "decision_id"}
+"""By which column rows that were handed in are compared with those of the table."""
+
+_HANDED_IN_LOCK = ".handed_in.lock"
 
 _EVENT_ERRORS = (SchemaError, ValueError, TypeError, OverflowError, msgspec.MsgspecError)
 """Raised if an event cannot become rows."""
@@ -170,13 +179,15 @@ def _move(tables: Tables, spool: SpoolFile, entries: Sequence[Entry], *, is_dama
     if not is_damaged:
         _require_newer_than_tables(tables, spool, flushed)
     last, row_counts, versions = entries[-1].seq, dict[str, int](), dict[Table, int]()
-    new_rows, dead = _to_new_rows(tables, entries, flushed)
-    if dead:
-        _write_dead_letters(spool.path, dead)
-    for table, rows in new_rows.items():
-        version = tables.commit(table, rows, Transaction(spool.name, last))
-        if version is not None:
-            row_counts[table], versions[table] = rows.num_rows, version
+    events, dead = _decode(tables, entries, flushed)
+    with _comparing(tables, [event for _, event in events]):
+        new_rows = _to_new_rows(tables, entries, events, flushed, dead)
+        if dead:
+            _write_dead_letters(spool.path, dead)
+        for table, rows in new_rows.items():
+            version = tables.commit(table, rows, Transaction(spool.name, last))
+            if version is not None:
+                row_counts[table], versions[table] = rows.num_rows, version
     for table, version in versions.items():  # one after another at the end, because syncing slows down spool writers
         tables.sync_commit(table, version)
     if max(flushed.values()) >= entries[0].seq:  # a flush was killed, perhaps before its commits were synced
@@ -197,10 +208,21 @@ def _require_newer_than_tables(tables: Tables, spool: SpoolFile, flushed: dict[T
         )
 
 
-def _to_new_rows(
+@contextmanager
+def _comparing(tables: Tables, events: Sequence[Event]) -> Iterator[None]:
+    """Where decisions were handed in: no other flush commits such rows between their comparison and their commit."""
+    if not any(map(_was_handed_in, events)):
+        yield
+        return
+    tables.root.mkdir(parents=True, exist_ok=True)
+    with FileLock(tables.root / _HANDED_IN_LOCK):
+        yield
+
+
+def _decode(
     tables: Tables, entries: Sequence[Entry], flushed: dict[Table, int]
-) -> tuple[dict[Table, pa.Table], dict[Entry, str]]:
-    """The rows that each table lacks, and the entries that cannot become rows, with the reason.
+) -> tuple[list[tuple[int, Event]], dict[Entry, str]]:
+    """The events with their numbers, and the entries that are none or do not fit the tables, with the reason.
 
     :param flushed: number of the last event that each table has.
     """
@@ -219,13 +241,24 @@ def _to_new_rows(
         }
         dead |= {entry: str(error) for entry in entries if entry.seq in with_observations}
         events = [(seq, event) for seq, event in events if seq not in with_observations]
+    return events, dead
+
+
+def _to_new_rows(
+    tables: Tables,
+    entries: Sequence[Entry],
+    events: Sequence[tuple[int, Event]],
+    flushed: dict[Table, int],
+    dead: dict[Entry, str],
+) -> dict[Table, pa.Table]:
+    """The rows that each table lacks; entries that cannot become rows are added to ``dead``, with the reason."""
     try:
-        return _to_arrow(tables, events, flushed), dead
+        return _to_arrow(tables, events, flushed)
     except _EVENT_ERRORS:  # at least one event is unusable
         entry_of = {entry.seq: entry for entry in entries}
         unusable = dict(_find_unusable(tables, events))
         dead |= {entry_of[seq]: reason for seq, reason in unusable.items()}
-        return _to_arrow(tables, [(seq, event) for seq, event in events if seq not in unusable], flushed), dead
+        return _to_arrow(tables, [(seq, event) for seq, event in events if seq not in unusable], flushed)
 
 
 def _find_unusable(tables: Tables, events: Sequence[tuple[int, Event]]) -> Iterator[tuple[int, str]]:
@@ -243,10 +276,32 @@ def _find_unusable(tables: Tables, events: Sequence[tuple[int, Event]]) -> Itera
 def _to_arrow(tables: Tables, events: Sequence[tuple[int, Event]], flushed: dict[Table, int]) -> dict[Table, pa.Table]:
     arrow = dict[Table, pa.Table]()
     for table, to_rows in _TO_ROWS.items():
-        frame = to_rows(tables, [event for seq, event in events if seq > flushed[table]])
-        if len(frame):
-            arrow[table] = tables.to_arrow(table, frame)
+        missing = [event for seq, event in events if seq > flushed[table]]
+        handed_in = [event for event in missing if _was_handed_in(event)]
+        frame = to_rows(tables, [event for event in missing if not _was_handed_in(event)])
+        parts = [tables.to_arrow(table, frame)] if len(frame) else []
+        if handed_in and table in _HANDED_IN_KEYS:
+            parts.append(_new_ones(tables, table, tables.to_arrow(table, to_rows(tables, handed_in))))
+        if any(part.num_rows for part in parts):
+            arrow[table] = pa.concat_tables(parts)
     return arrow
+
+
+def _was_handed_in(event: Event) -> bool:
+    return isinstance(event, Decided) and event.handed_in
+
+
+def _new_ones(tables: Tables, table: Table, rows: pa.Table) -> pa.Table:
+    """The rows whose key the table does not have, each key once; only files of the rows' time are read."""
+    key, delta = _HANDED_IN_KEYS[table], tables.open(table)
+    stored = pa.array([], pa.string())
+    if delta is not None and rows.num_rows:
+        end = pc.max(rows["observed_at"]).as_py() + timedelta(microseconds=1)
+        dataset, row_filter = observed_in(delta, pc.min(rows["observed_at"]).as_py(), end)
+        stored = tables.read_files(table, dataset, [key], row_filter & pc.field(key).isin(rows[key]))[key]
+    first = dict.fromkeys(stored.to_pylist(), -1)
+    kept = [index for index, value in enumerate(rows[key].to_pylist()) if first.setdefault(value, index) == index]
+    return rows.take(pa.array(kept, pa.int64()))
 
 
 # --------------------------------------------------------------------------- events to rows

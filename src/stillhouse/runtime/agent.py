@@ -40,6 +40,7 @@ from stillhouse.runtime.champions import Champions, LoadedChampion, Pointer
 from stillhouse.runtime.clock import WallClock
 from stillhouse.runtime.contract_warnings import ContractWarning
 from stillhouse.runtime.day_budget import DayBudget
+from stillhouse.runtime.handing_in import MadeDecision, require_decisions
 from stillhouse.runtime.ids import DecisionIds, IdSubject
 from stillhouse.runtime.promise import AnsweredRow, AskedRows, SharedPromise
 from stillhouse.runtime.ranking import PendingRanking, Ranking, best_rows, offer, ranked_action
@@ -424,6 +425,30 @@ class Agent:
     def decision_ids(self, batch: Batch) -> list[str]:
         """New decision ids for observations that are recorded elsewhere: at the front door."""
         return self._id_codec.create(batch.observation_ids, batch.observed_at)
+
+    def handed_in_event(self, batch: Batch, made: Sequence[MadeDecision]) -> Decided:
+        """The event that records decisions made elsewhere by a champion; recorded again, they count once.
+
+        :raises SchemaError: if one is no decision of this agent; see :func:`.handing_in.require_decisions`.
+        """
+        require_decisions(self.config, made)
+        return Decided(
+            observation_ids=batch.observation_ids,
+            observed_at=batch.observed_at,
+            columns=batch.columns,
+            values=batch.values,
+            decision_ids=self._id_codec.derive(
+                batch.observation_ids, batch.observed_at, [decision.decision_id for decision in made]
+            ),
+            decided_at=batch.observed_at
+            if self._decides_at_observation_time
+            else [to_micros(decision.decided_at) for decision in made],
+            actions=[decision.action for decision in made],
+            probabilities=[[decision.probabilities[name] for name in self.config.actions] for decision in made],
+            deciders=["student"] * len(batch),
+            versions=[decision.version for decision in made],
+            handed_in=True,
+        )
 
     def compare(self, pending: PendingDecisions, actions: Sequence[str | None]) -> None:
         """Tell the promise what somebody else's question to the teacher has brought.

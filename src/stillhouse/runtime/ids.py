@@ -56,7 +56,18 @@ class DecisionIds:
 
         :param observed_at: microseconds since 1970 (UTC).
         """
-        random = os.urandom(_RANDOM_BYTES * len(observation_ids))
+        return self._encode(observation_ids, observed_at, os.urandom(_RANDOM_BYTES * len(observation_ids)))
+
+    def derive(self, observation_ids: Sequence[str], observed_at: Sequence[int], names: Sequence[str]) -> list[str]:
+        """The decision ids of decisions that were made elsewhere: the same whenever these are handed in.
+
+        :param observed_at: microseconds since 1970 (UTC).
+        :param names: what each decision is called where it was made.
+        """
+        digests = [hashlib.blake2b(name.encode(), digest_size=_RANDOM_BYTES).digest() for name in names]
+        return self._encode(observation_ids, observed_at, b"".join(digests))
+
+    def _encode(self, observation_ids: Sequence[str], observed_at: Sequence[int], random: bytes) -> list[str]:
         payloads = [
             time.to_bytes(8, "big", signed=True) + random[_RANDOM_BYTES * i : _RANDOM_BYTES * (i + 1)]
             for i, time in enumerate(observed_at)

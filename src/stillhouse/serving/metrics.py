@@ -39,6 +39,7 @@ _COUNTERS = {
     "rankings": ("Rankings recorded; each candidate shown is also a decision", ("agent",)),
     "offered": ("Candidates that rankings chose from", ("agent",)),
     "outcomes": ("Outcomes recorded", ("agent",)),
+    "handed_in": ("Decisions made elsewhere and handed in, also those that are repeated", ("agent",)),
     "teacher_calls": ("Calls of the cascade to teachers", ("agent", "teacher")),
     "teacher_rows": ("Rows that the cascade asked teachers about", ("agent", "teacher")),
     "teacher_cost": ("Cost of these calls, in the unit of the prices in the agent file", ("agent", "teacher")),

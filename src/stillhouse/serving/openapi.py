@@ -146,6 +146,28 @@ def _agent_paths(config: AgentConfig, limits: RequestLimits) -> Json:
                 ),
             }
         },
+        f"{base}/handed-in": {
+            "post": {
+                **_operation(
+                    f"{name}_hand_in",
+                    "Record decisions that a champion made elsewhere; the same decision handed in again counts once",
+                    _json_response(
+                        _object(
+                            {
+                                "recorded": {"type": "integer"},
+                                "decision_ids": {"type": "array", "items": {"type": "string"}},
+                            },
+                            ["recorded", "decision_ids"],
+                        ),
+                        "synced to the server's disk before this response was sent",
+                    ),
+                    (*_BODY_ERRORS, "404"),
+                ),
+                "requestBody": _json_body(
+                    _object({"decisions": row_list | {"items": _made_decision(config, observation)}}, ["decisions"])
+                ),
+            }
+        },
         f"{base}/model": {
             "get": {
                 **_operation(
@@ -190,6 +212,27 @@ def _agent_paths(config: AgentConfig, limits: RequestLimits) -> Json:
             }
         },
     }
+
+
+def _made_decision(config: AgentConfig, observation: Json) -> Json:
+    """The schema of a decision that was made elsewhere."""
+    probability = {"type": "number", "minimum": 0, "maximum": 1}
+    return _object(
+        {
+            "decision_id": {
+                "type": "string",
+                "minLength": 1,
+                "maxLength": MAX_ID_LENGTH,
+                "description": "what the decision is called where it was made",
+            },
+            "observation": {"allOf": [observation, {"required": ["observation_id", "observed_at"]}]},
+            "decided_at": _TIME,
+            "action": {"enum": list(config.actions), "description": "the most probable one"},
+            "probabilities": _object(dict.fromkeys(config.actions, probability), list(config.actions)),
+            "version": {"type": "string", "description": f"of the champion: {config.agent}@7"},
+        },
+        ["decision_id", "observation", "decided_at", "action", "probabilities", "version"],
+    )
 
 
 def _server_paths(agents: Sequence[AgentConfig], limits: RequestLimits) -> Json:

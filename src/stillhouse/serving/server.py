@@ -33,6 +33,8 @@ from stillhouse.knowledge.answers_page import MAX_PAGE_ROWS, Cursor, answers_sin
 from stillhouse.knowledge.spool import spool_folder, survey
 from stillhouse.runtime.agent import Agent, Decision
 from stillhouse.runtime.champions import Champions, Pointer
+from stillhouse.runtime.handing_in import MadeDecision
+from stillhouse.runtime.ids import MAX_ID_LENGTH
 from stillhouse.runtime.recorder import Recorder
 from stillhouse.runtime.rows import Batch
 from stillhouse.runtime.status import COMPONENT_PROBLEMS, Status, merge_problems
@@ -108,6 +110,21 @@ class _OutcomesRequest(msgspec.Struct, forbid_unknown_fields=True):
     outcomes: list[OutcomeIn] | UnsetType = UNSET
 
 
+class MadeDecisionIn(msgspec.Struct, forbid_unknown_fields=True):
+    """A decision that was made elsewhere, in a request: its observation is decoded by the agent's columns."""
+
+    decision_id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
+    observation: dict[str, Any]
+    decided_at: Annotated[datetime, msgspec.Meta(tz=True)]
+    action: str
+    probabilities: dict[str, float]
+    version: str
+
+
+class _HandedInRequest(msgspec.Struct, forbid_unknown_fields=True):
+    decisions: list[MadeDecisionIn]
+
+
 class _ServedAgent:
     """One agent with its decoders, recorder and packed model."""
 
@@ -134,6 +151,7 @@ class _ServedAgent:
             forbid_unknown_fields=True,
         )
         self.rankings_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(ranking_type)
+        self.row_type = row
         self.archive: tuple[Pointer, Archive] | None = None
 
     @property
@@ -152,6 +170,26 @@ class _ServedAgent:
             if error.status != 422:
                 raise
             return self._decode_other_types(decoder, body, error)
+
+    def decode_handed_in(self, made: Sequence[MadeDecisionIn]) -> Batch:
+        """The observations of decisions that were made elsewhere, each with its id and time.
+
+        :raises HttpError: if one does not fit the agent file.
+        """
+        rows, convert = list[Any](), self.agent.schema.convert_values
+        for index, decision in enumerate(made):
+            path = f"$.decisions[{index}].observation"
+            if missing := [
+                name for name in ("observation_id", "observed_at") if decision.observation.get(name) is None
+            ]:
+                raise HttpError(
+                    422, "invalid", f"{missing[0]} is missing - at `{path}`: without it a repeat is not known"
+                )
+            try:
+                rows.append(msgspec.convert(convert(decision.observation, path), self.row_type))
+            except msgspec.ValidationError as error:
+                raise HttpError(422, "invalid", f"{error} - in `{path}`") from error
+        return self.agent.schema.to_batch(rows)
 
     def _decode_other_types(self, decoder: msgspec.json.Decoder[Any], body: bytes, first_error: HttpError) -> Any:
         """Decode a body whose values need a conversion; slower."""
@@ -201,6 +239,7 @@ class Server:
         self._waiting = 0
         self._began, self._save_failed = time.time(), False
         self._outcomes_decoder = msgspec.json.Decoder(_OutcomesRequest)
+        self._handed_in_decoder = msgspec.json.Decoder(_HandedInRequest)
         self._fast_routes: dict[tuple[str, str], tuple[str, Endpoint, _ServedAgent]] = {
             ("POST", f"/v1/agents/{served.name}/{name}"): (name, endpoint, served)
             for served in self._served.values()
@@ -208,6 +247,7 @@ class Server:
                 ("decisions", self._decisions),
                 ("rankings", self._rankings),
                 ("outcomes", self._record_outcomes),
+                ("handed-in", self._record_handed_in),
             )
         }
         self._starlette = self._make_starlette()
@@ -348,6 +388,20 @@ class Server:
         self._metrics.counts.add("outcomes", (served.name,), len(outcomes))
         return json_response({"recorded": len(outcomes)})
 
+    async def _record_handed_in(self, served: _ServedAgent, scope: Scope, receive: Receive) -> HttpResponse:
+        """``POST /v1/agents/{agent}/handed-in``: decisions that a champion made elsewhere, as on a device."""
+        self._require_token_at_door(served, "decisions made elsewhere")
+        require_media_type(scope, (JSON,))
+        made = decode_json(self._handed_in_decoder, await read_body(scope, receive, self._limits)).decisions
+        self._require_row_count(made)
+        event = served.agent.handed_in_event(
+            served.decode_handed_in(made),
+            [MadeDecision(row.decision_id, row.decided_at, row.action, row.probabilities, row.version) for row in made],
+        )
+        await served.recorder.put(None, [event])
+        self._metrics.counts.add("handed_in", (served.name,), len(made))
+        return json_response({"recorded": len(made), "decision_ids": event.decision_ids})
+
     def _require_outcomes(self, served: _ServedAgent) -> None:
         """:raises HttpError: 403 if the agent has no outcomes, or callers of the door could invent them."""
         config = served.agent.config
@@ -357,11 +411,15 @@ class Server:
                 "no_outcomes",
                 f"agent {served.name!r} has no outcomes: its teacher's blind answers judge it, not a client's",
             )
-        if config.front_door is not None and not self._guard.requires_token:
+        self._require_token_at_door(served, "outcomes")
+
+    def _require_token_at_door(self, served: _ServedAgent, what: str) -> None:
+        """:raises HttpError: 403 if callers of the front door could invent records."""
+        if served.agent.config.front_door is not None and not self._guard.requires_token:
             raise HttpError(
                 403,
                 "token_needed",
-                f"agent {served.name!r} answers at the front door, so its outcomes need a token: set STILLHOUSE_TOKENS",
+                f"agent {served.name!r} answers at the front door, so its {what} need a token: set STILLHOUSE_TOKENS",
             )
 
     def _require_row_count(self, rows: Sequence[Any]) -> None:
@@ -433,6 +491,7 @@ class Server:
                 Route(f"{per_agent}/decisions", self._unknown_agent, methods=["POST"]),
                 Route(f"{per_agent}/rankings", self._unknown_agent, methods=["POST"]),
                 Route(f"{per_agent}/outcomes", self._unknown_agent, methods=["POST"]),
+                Route(f"{per_agent}/handed-in", self._unknown_agent, methods=["POST"]),
                 Route(f"{per_agent}/model", self._model, methods=get),
                 Route(f"{per_agent}/knowledge", self._knowledge, methods=get),
                 Route(per_agent, self._status, methods=get),
@@ -735,7 +794,7 @@ def _endpoint_label(path: str) -> str:
     """The endpoint as a metric label: one of a few values, for any path."""
     last = path.rpartition("/")[2]
     if path.startswith("/v1/agents/"):
-        return last if last in ("model", "knowledge", "decisions", "rankings", "outcomes") else "status"
+        return last if last in ("model", "knowledge", "decisions", "rankings", "outcomes", "handed-in") else "status"
     known = ("invocations", "ping", "health", "version", "healthz", "readyz", "metrics", "openapi.json")
     return last if path == f"/{last}" and last in known else "other"
 
