@@ -71,7 +71,7 @@ def load_rows(
         remedy = "leave --source out" if from_source else "send it observations, or run `stillhouse import`"
         raise ConfigError(f"{where}: the agent has none, and its rows are those of its knowledge base: {remedy}")
     start, end = _window(start, end, last, default=(since, since + last))
-    source = resolve(config.observations.source, where=where)
+    source = resolve(config.observations.source, where=where, folder=config.folder)
     try:
         rows = source(start, end)
     except Exception as error:

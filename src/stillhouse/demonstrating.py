@@ -108,7 +108,7 @@ def list_week_ends(agent: str, bootstrap_weeks: int, weeks: int | None) -> list[
         )
     first = observations.since + bootstrap_weeks * _WEEK
     if weeks is None:
-        source = resolve(observations.source, where=f"{settings.file}: observations.source")
+        source = resolve(observations.source, where=f"{settings.file}: observations.source", folder=settings.folder)
         rows = source(first, datetime.now(UTC))
         weeks = round((rows["observed_at"].max() - first) / _WEEK) if len(rows) else 0
     if not weeks:
@@ -296,7 +296,7 @@ def _read_decided_rows(base: KnowledgeBase, window: Window) -> tuple[pd.DataFram
     """The decided rows of the window with ``outcome`` from the source, and their decisions in the same order."""
     settings = base.config
     assert settings.outcomes is not None  # as list_week_ends has checked
-    source = resolve(settings.outcomes.source, where=f"{settings.file}: outcomes.source")
+    source = resolve(settings.outcomes.source, where=f"{settings.file}: outcomes.source", folder=settings.folder)
     outcomes = tidy_outcomes(source(window.start, window.end), settings)
     outcomes = outcomes.sort_values("known_at", kind="stable").drop_duplicates("observation_id", keep="last")
     action_indices = {action: index for index, action in enumerate(settings.actions)}

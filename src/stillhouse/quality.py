@@ -152,7 +152,7 @@ def get_measure(config: AgentConfig) -> Measure:
     """
     quality = config.quality
     if quality.own:
-        return _own_measure(quality.own, config.file)
+        return _own_measure(quality.own, config)
     return _MEASURES[quality.measure](quality)
 
 
@@ -232,10 +232,10 @@ _MEASURES: Mapping[str, Callable[[QualitySettings], Measure]] = {
 }
 
 
-def _own_measure(own: OwnScore, file: str) -> Measure:
+def _own_measure(own: OwnScore, config: AgentConfig) -> Measure:
     """The user's own score, whose results are checked."""
-    where = f"{file}: quality.own.target"
-    function = resolve(own.target, where=where)
+    where = f"{config.file}: quality.own.target"
+    function = resolve(own.target, where=where, folder=config.folder)
 
     def score(probs: Array, labels: Array, rows: pd.DataFrame | None) -> Array:
         try:

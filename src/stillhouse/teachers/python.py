@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from stillhouse.config import PythonTeacher
+from stillhouse.config import AgentConfig, PythonTeacher
 from stillhouse.errors import PartError
 from stillhouse.parts import ReadyTeacher, Teacher, resolve
 from stillhouse.teachers.answers import wrap_predict
@@ -22,15 +21,15 @@ from stillhouse.teachers.persistence import fingerprint, load_teacher, save_teac
 
 
 @new_teacher.register
-def _(section: PythonTeacher, where: str, actions: Sequence[str]) -> Teacher:
-    teacher: Teacher = _make_object(section, where, "fit", "predict_proba", "save", "load")
+def _(section: PythonTeacher, where: str, config: AgentConfig) -> Teacher:
+    teacher: Teacher = _make_object(section, where, config, "fit", "predict_proba", "save", "load")
     return teacher
 
 
 @describe.register
 def _(section: PythonTeacher, context: MemberContext) -> dict[str, Any]:
     name = context.leaf.name
-    teacher = _make_ready_teacher(section, context.where)
+    teacher = _make_ready_teacher(section, context.where, context.config)
     folder = context.folder / name if save_teacher(teacher, context.folder / name, context.where) else None
     entry: dict[str, Any] = {}
     if bytes_elsewhere := int(getattr(teacher, "bytes_elsewhere", 0)):
@@ -42,33 +41,33 @@ def _(section: PythonTeacher, context: MemberContext) -> dict[str, Any]:
 
 @open_member.register
 def _(section: PythonTeacher, context: MemberContext, entry: dict[str, Any]) -> Member:
-    leaf, actions, where = context.leaf, context.config.actions, context.where
+    leaf, config, where = context.leaf, context.config, context.where
     teacher: Any
-    cls = resolve(section.target, where=f"{context.config.file}: teachers")
+    cls = resolve(section.target, where=f"{config.file}: teachers", folder=config.folder)
     if section.is_fitted:
         teacher = load_teacher(cls, context.folder / entry["folder"], where)
-        answer = wrap_predict(leaf.name, actions, teacher.predict_proba, timeout=section.call_timeout)
+        answer = wrap_predict(leaf.name, config.actions, teacher.predict_proba, timeout=section.call_timeout)
         return Member(leaf.name, leaf.share, answer, user_object=lambda: teacher)
     folder = context.folder / entry["folder"] if "folder" in entry else None
-    teacher = load_teacher(cls, folder, where) if folder else _make_ready_teacher(section, where)
+    teacher = load_teacher(cls, folder, where) if folder else _make_ready_teacher(section, where, config)
     require_version(context, entry, answer_version(context, fingerprint(teacher, folder, where)))
     features = getattr(teacher, "features", None) if section.features else None
     return Member(
         leaf.name,
         leaf.share,
-        wrap_predict(leaf.name, actions, teacher.predict_proba, features, section.call_timeout),
+        wrap_predict(leaf.name, config.actions, teacher.predict_proba, features, section.call_timeout),
         entry["version"],
         user_object=lambda: teacher,
         has_features=section.features,
     )
 
 
-def _make_object(section: PythonTeacher, where: str, *methods: str) -> Any:
+def _make_object(section: PythonTeacher, where: str, config: AgentConfig, *methods: str) -> Any:
     """An object of the section's class.
 
     :raises PartError: if its constructor fails, or it lacks one of ``methods``.
     """
-    cls = resolve(section.target, where=where)
+    cls = resolve(section.target, where=where, folder=config.folder)
     try:
         instance = cls(**section.settings)
     except Exception as error:
@@ -82,13 +81,13 @@ def _make_object(section: PythonTeacher, where: str, *methods: str) -> Any:
     return instance
 
 
-def _make_ready_teacher(section: PythonTeacher, where: str) -> ReadyTeacher:
+def _make_ready_teacher(section: PythonTeacher, where: str, config: AgentConfig) -> ReadyTeacher:
     """A teacher that is not fitted.
 
     :raises PartError: as :func:`_make_object`, or if it has ``save`` without ``load``.
     """
     methods = ["predict_proba", *(["features"] if section.features else [])]
-    teacher: ReadyTeacher = _make_object(section, where, *methods)
+    teacher: ReadyTeacher = _make_object(section, where, config, *methods)
     if hasattr(teacher, "save") and not callable(getattr(teacher, "load", None)):
         raise PartError(f"{where}: {section.target} has `save` but no `load`: give it both, or neither")
     return teacher
