@@ -66,7 +66,32 @@ _TERMS = {
 }
 _WORST_SET = "data set where it is worst"
 
+_AGENTS = {
+    "shelf": "films for a user, ranked",
+    "cartpole": "a policy that acts",
+    "memory": "a teacher that remembers",
+    "rules": "rules that people edit",
+}
+
 MEANING = {
+    # agents
+    **{
+        f"{agent}_{name}": f"{meaning} ({kind})"
+        for agent, kind in _AGENTS.items()
+        for name, meaning in (
+            (
+                "gain",
+                "weekly quality of the champion − that of the never-refreshed student, mean over the weeks, as a share "
+                "of the measure's range (measured: the lower end of the 95 % interval over the seeds, Student's t)",
+            ),
+            (
+                "held_weeks",
+                "most weeks in a row before which neither the agent nor the best schedule in hindsight responded "
+                "(median over the seeds)",
+            ),
+            ("seconds", "duration of the demo, after installation (s)"),
+        )
+    },
     # age
     "watch_old_over_young": "time of a watch with ten times the history / time of the same watch with one; no upkeep "
     "ran",
@@ -279,6 +304,15 @@ MEANING = {
 # --------------------------------------------------------------------------- method of each benchmark
 
 METHOD = {
+    "agents": """
+        The demo of each small agent plays in a process and a store of its own, once per seed of its synthetic stream
+        and of its training. (The films of `shelf` are real: there the seed is that of the training alone.) All scores
+        are of decisions made before their outcomes were known, in the measure that the agent file names, and paired by
+        week. A replay of what the demo has stored then trains a student for each week and finds the best schedule of
+        trainings in hindsight, at the exchange rate of the agent file: in the weeks before which it does not train, to
+        hold is right. The agent responded before a week if the week before ended with another verdict than to hold, a
+        gate, or another champion. There is no peer.
+    """,
     "age": """
         The flights agent runs for half a year. A copy of its knowledge base gets nine more such half-years in front,
         in every table and in weekly commits. The same watch and the same refresh then run on copies of both,
