@@ -471,6 +471,42 @@ METHOD = {
 # --------------------------------------------------------------------------- findings beyond the goals
 
 
+def _agents(detail: Detail) -> list[str]:
+    by_agent: dict[str, list[Detail]] = {}
+    for record in detail["played"]:
+        by_agent.setdefault(record["agent"], []).append(record)
+    rows = [
+        [
+            agent,
+            records[0]["summary"]["measure"],
+            *(
+                _mean_of([record["summary"][f"quality_{model}"] for record in records])
+                for model in ("static", "champion", "teacher")
+            ),
+            *(
+                f"{statistics.fmean(record['summary'][name] for record in records):.1f}"
+                for name in ("refreshes", "promotions")
+            ),
+            f"{statistics.fmean(len(record['oracle']['trains_before']) for record in records):.1f}",
+            f"{statistics.fmean(record['summary']['teacher_calls'] for record in records):,.0f}",
+            f"{statistics.fmean(record['cpu_seconds'] for record in records):.0f}",
+        ]
+        for agent, records in by_agent.items()
+    ]
+    head = ["agent", "measure", "never refreshed", "champion", "teacher", "refreshes", "promoted"]
+    return [
+        "Means over the weeks and the seeds. The oracle's trainings are those of the best schedule in hindsight; CPU "
+        "seconds are those of all processes of a demo:",
+        _grid([*head, "trainings of the oracle", "rows asked of the teacher", "CPU s"], rows),
+    ]
+
+
+def _mean_of(values: Sequence[float | None]) -> str:
+    """The mean of the values that were measured."""
+    measured = [value for value in values if value is not None]
+    return f"{statistics.fmean(measured):.4f}" if measured else "not measured"
+
+
 def _age(detail: Detail) -> list[str]:
     young, old = detail["rows"]["observations"]
     times = {
@@ -949,6 +985,7 @@ def _teacher_weights(detail: Detail) -> list[str]:
 
 
 FINDINGS: Mapping[str, Callable[[Detail], list[str]]] = {
+    "agents": _agents,
     "age": _age,
     "compression": _compression,
     "deciding": _deciding,
