@@ -69,13 +69,18 @@ def _templates() -> Path:
 
 
 def _list_copies(name: str, like: str) -> list[_Copy]:
-    """The files of an example: ``<like>.yaml``, ``<like>.py``, files called ``<like>_…`` in either folder, the test."""
+    """The files of an example: ``<like>.yaml``, ``<like>.py``, the files ``<like>_…`` that they name, and the test."""
     root, module = _templates(), _module_name(name)
-    files = [root / "agents" / f"{like}.yaml", root / "examples" / f"{like}.py"]
-    more = sorted(path for folder in ("agents", "examples") for path in (root / folder).glob(f"{like}_*"))
-    copies = [_Copy(files[0], f"{name}.yaml"), _Copy(files[1], f"{module}.py")]
-    copies += [_Copy(path, f"{module}{path.name.removeprefix(like)}") for path in more if path.is_file()]
-    return [*copies, _Copy(root / "examples" / _TEST, f"test_{name}.py")]
+    agent_file, python = root / "agents" / f"{like}.yaml", root / "examples" / f"{like}.py"
+    text = agent_file.read_text(encoding="utf-8") + python.read_text(encoding="utf-8")
+    named = set(re.findall(rf"\b{like}_[\w.]+\b", text))
+    more = [path for path in sorted((root / "examples").glob(f"{like}_*.*")) if named & {path.name, path.stem}]
+    return [
+        _Copy(agent_file, f"{name}.yaml"),
+        _Copy(python, f"{module}.py"),
+        *(_Copy(path, f"{module}{path.name.removeprefix(like)}") for path in more),
+        _Copy(root / "examples" / _TEST, f"test_{name}.py"),
+    ]
 
 
 def _rename(text: str, name: str, like: str, copies: list[_Copy]) -> str:
