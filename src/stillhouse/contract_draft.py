@@ -134,7 +134,10 @@ def _check_rows(rows: Frame) -> Frame:
         raise SchemaError(f"observed_at must be timestamps with a time zone, not {rows['observed_at'].dtype}")
     rows = rows.dropna(subset=list(RESERVED_COLUMNS[:2])).drop_duplicates("observation_id")
     if len(rows) < MIN_ROWS:
-        raise WindowError(f"the window has {len(rows)} rows, and a draft needs {MIN_ROWS}: choose a longer one")
+        raise WindowError(
+            f"the window has {len(rows)} rows, and a draft needs {MIN_ROWS}: choose a longer one (--last), or let it begin "
+            "where the rows do (`observations.since`, or --start)"
+        )
     return rows.sort_values("observed_at", kind="stable", ignore_index=True)
 
 
