@@ -57,6 +57,19 @@ def test_names_are_rewritten_and_words_are_not(tmp_path: Path) -> None:
     )
 
 
+def test_data_called_as_the_agent_file_gets_another_name_together_with_its_module(
+    tmp_path: Path, templates: Path
+) -> None:
+    (templates / "examples" / "rules.yaml").write_text("- rule\n")
+    (templates / "examples" / "rules.py").write_text(
+        "FILE = Path(__file__).with_suffix('.yaml')  # examples/rules.yaml\n"
+    )
+    files = copy_example("orders", "rules", tmp_path / "new")
+    assert [file.name for file in files] == ["orders.yaml", "orders_rules.py", "orders_rules.yaml", "test_orders.py"]
+    assert files[0].read_text().endswith("source: orders_rules:rules\n") and files[2].read_text() == "- rule\n"
+    assert files[1].read_text().endswith("# orders_rules.yaml\n")
+
+
 @pytest.mark.usefixtures("templates")
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     folder = tmp_path / "new"
@@ -77,9 +90,9 @@ def test_a_name_or_an_example_that_cannot_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize("like", EXAMPLES)
 def test_a_copy_names_no_file_of_the_repository(tmp_path: Path, like: str) -> None:
     agent_file, python, *more, test = copy_example("mine", like, tmp_path)
-    assert (agent_file.name, python.name, test.name) == ("mine.yaml", "mine.py", "test_mine.py")
+    assert (agent_file.name, test.name) == ("mine.yaml", "test_mine.py")
     settings = load_file(agent_file)
-    assert settings.agent == "mine" and str(settings.observations.source).startswith("mine:")
+    assert settings.agent == "mine" and str(settings.observations.source).startswith(f"{python.stem}:")
     for file in (agent_file, python, *more):
         assert not re.search(rf"examples[./]{like}|agents/{like}", file.read_text()), file
     for file in (python, test):
@@ -87,7 +100,7 @@ def test_a_copy_names_no_file_of_the_repository(tmp_path: Path, like: str) -> No
 
 
 @pytest.mark.parametrize(
-    "like", [name if name == "flights" else pytest.param(name, marks=pytest.mark.slow) for name in EXAMPLES]
+    "like", [name if name in ("flights", "table") else pytest.param(name, marks=pytest.mark.slow) for name in EXAMPLES]
 )
 @pytest.mark.usefixtures("clinc150")
 def test_check_and_the_test_of_a_copy_pass_at_once(
@@ -99,7 +112,7 @@ def test_check_and_the_test_of_a_copy_pass_at_once(
     run = command(tmp_path / "home", tmp_path, monkeypatch, capsys)
     shown = run("check", files[0])
     assert shown.returncode == 0, shown.stderr
-    assert "agent mine is ready" in shown.stdout and "mine:" in shown.stdout
+    assert "agent mine is ready" in shown.stdout
     test = load(files[-1])
     agent = load_file(test.FILE)
     test.test_the_sources_give_the_same_rows_again_each_once_and_within_the_period(agent)

@@ -135,8 +135,8 @@ def _check_rows(rows: Frame) -> Frame:
     rows = rows.dropna(subset=list(RESERVED_COLUMNS[:2])).drop_duplicates("observation_id")
     if len(rows) < MIN_ROWS:
         raise WindowError(
-            f"the window has {len(rows)} rows, and a draft needs {MIN_ROWS}: choose a longer one (--last), or let it begin "
-            "where the rows do (`observations.since`, or --start)"
+            f"the window has {len(rows)} rows, and a draft needs {MIN_ROWS}: choose a longer one (--last), or let it "
+            "begin where the rows do (`observations.since`, or --start)"
         )
     return rows.sort_values("observed_at", kind="stable", ignore_index=True)
 

@@ -69,15 +69,17 @@ def _templates() -> Path:
 
 
 def _list_copies(name: str, like: str) -> list[_Copy]:
-    """The files of an example: ``<like>.yaml``, ``<like>.py``, the files ``<like>_…`` that they name, and the test."""
-    root, module = _templates(), _module_name(name)
+    """The files of an example: agent file, Python, data of the Python, the files ``<like>_…`` that they name, the test."""
+    root, module = _templates(), _module_name(name, like)
     agent_file, python = root / "agents" / f"{like}.yaml", root / "examples" / f"{like}.py"
     text = agent_file.read_text(encoding="utf-8") + python.read_text(encoding="utf-8")
     named = set(re.findall(rf"\b{like}_[\w.]+\b", text))
     more = [path for path in sorted((root / "examples").glob(f"{like}_*.*")) if named & {path.name, path.stem}]
+    data = [path for path in sorted((root / "examples").glob(f"{like}.*")) if path.suffix != ".py"]
     return [
         _Copy(agent_file, f"{name}.yaml"),
         _Copy(python, f"{module}.py"),
+        *(_Copy(path, f"{module}{path.suffix}") for path in data),
         *(_Copy(path, f"{module}{path.name.removeprefix(like)}") for path in more),
         _Copy(root / "examples" / _TEST, f"test_{name}.py"),
     ]
@@ -93,7 +95,7 @@ def _rename(text: str, name: str, like: str, copies: list[_Copy]) -> str:
 
     Everything else is left as it is: a column ``flights`` stays one.
     """
-    module = _module_name(name)
+    module = _module_name(name, like)
     text = re.sub(rf"^agent: {like}$", f"agent: {name}", text, flags=re.MULTILINE)
     text = re.sub(rf"\bfrom examples\.{like}(?![a-z0-9])", f"from .{module}", text)
     text = re.sub(rf"\bexamples\.{like}(?![a-z0-9])", module, text)
@@ -104,6 +106,7 @@ def _rename(text: str, name: str, like: str, copies: list[_Copy]) -> str:
     return text
 
 
-def _module_name(name: str) -> str:
-    """The name of an agent as that of a module."""
-    return name.replace("-", "_")
+def _module_name(name: str, like: str) -> str:
+    """The module of the copy: the agent's name, or ``<name>_<like>`` where its data would be called as the agent file."""
+    module = name.replace("-", "_")
+    return f"{module}_{like}" if (_templates() / "examples" / f"{like}.yaml").is_file() else module
