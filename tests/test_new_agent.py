@@ -100,7 +100,7 @@ def test_a_copy_names_no_file_of_the_repository(tmp_path: Path, like: str) -> No
 
 
 @pytest.mark.parametrize(
-    "like", [name if name in ("flights", "table") else pytest.param(name, marks=pytest.mark.slow) for name in EXAMPLES]
+    "like", [name if name == "table" else pytest.param(name, marks=pytest.mark.slow) for name in EXAMPLES]
 )
 @pytest.mark.usefixtures("clinc150")
 def test_check_and_the_test_of_a_copy_pass_at_once(

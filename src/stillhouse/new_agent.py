@@ -69,7 +69,7 @@ def _templates() -> Path:
 
 
 def _list_copies(name: str, like: str) -> list[_Copy]:
-    """The files of an example: agent file, Python, data of the Python, the files ``<like>_…`` that they name, the test."""
+    """Agent file, Python, data of the same name, the files ``<like>_…`` that they name, and the test."""
     root, module = _templates(), _module_name(name, like)
     agent_file, python = root / "agents" / f"{like}.yaml", root / "examples" / f"{like}.py"
     text = agent_file.read_text(encoding="utf-8") + python.read_text(encoding="utf-8")
@@ -107,6 +107,6 @@ def _rename(text: str, name: str, like: str, copies: list[_Copy]) -> str:
 
 
 def _module_name(name: str, like: str) -> str:
-    """The module of the copy: the agent's name, or ``<name>_<like>`` where its data would be called as the agent file."""
+    """The module of the copy: the agent's name, or ``<name>_<like>`` if its data has the name of the agent file."""
     module = name.replace("-", "_")
     return f"{module}_{like}" if (_templates() / "examples" / f"{like}.yaml").is_file() else module
