@@ -29,7 +29,7 @@ def _(section: PythonTeacher, where: str, config: AgentConfig) -> Teacher:
 @describe.register
 def _(section: PythonTeacher, context: MemberContext) -> dict[str, Any]:
     name = context.leaf.name
-    teacher = _make_ready_teacher(section, context.where, context.config)
+    teacher = _make_ready_teacher(section, context)
     folder = context.folder / name if save_teacher(teacher, context.folder / name, context.where) else None
     entry: dict[str, Any] = {}
     if bytes_elsewhere := int(getattr(teacher, "bytes_elsewhere", 0)):
@@ -49,7 +49,7 @@ def _(section: PythonTeacher, context: MemberContext, entry: dict[str, Any]) -> 
         answer = wrap_predict(leaf.name, config.actions, teacher.predict_proba, timeout=section.call_timeout)
         return Member(leaf.name, leaf.share, answer, user_object=lambda: teacher)
     folder = context.folder / entry["folder"] if "folder" in entry else None
-    teacher = load_teacher(cls, folder, where) if folder else _make_ready_teacher(section, where, config)
+    teacher = load_teacher(cls, folder, where) if folder else _make_ready_teacher(section, context)
     require_version(context, entry, answer_version(context, fingerprint(teacher, folder, where)))
     features = getattr(teacher, "features", None) if section.features else None
     return Member(
@@ -81,13 +81,14 @@ def _make_object(section: PythonTeacher, where: str, config: AgentConfig, *metho
     return instance
 
 
-def _make_ready_teacher(section: PythonTeacher, where: str, config: AgentConfig) -> ReadyTeacher:
+def _make_ready_teacher(section: PythonTeacher, context: MemberContext) -> ReadyTeacher:
     """A teacher that is not fitted.
 
     :raises PartError: as :func:`_make_object`, or if it has ``save`` without ``load``.
     """
+    where = context.where
     methods = ["predict_proba", *(["features"] if section.features else [])]
-    teacher: ReadyTeacher = _make_object(section, where, config, *methods)
+    teacher: ReadyTeacher = _make_object(section, where, context.config, *methods)
     if hasattr(teacher, "save") and not callable(getattr(teacher, "load", None)):
         raise PartError(f"{where}: {section.target} has `save` but no `load`: give it both, or neither")
     return teacher
