@@ -71,6 +71,7 @@ _AGENTS = {
     "cartpole": "a policy that acts",
     "memory": "a teacher that remembers",
     "rules": "rules that people edit",
+    "table": "support tickets in a table",
 }
 
 MEANING = {
@@ -306,7 +307,7 @@ MEANING = {
 METHOD = {
     "agents": """
         The demo of each small agent plays in a process and a store of its own, once per seed of its synthetic stream
-        and of its training. (The films of `shelf` are real: there the seed is that of the training alone.) All scores
+        and of its training. (The films of `shelf` are real: there the seed is of the training alone.) All scores
         are of decisions made before their outcomes were known, in the measure that the agent file names, and paired by
         week. A replay of what the demo has stored then trains a student for each week and finds the best schedule of
         trainings in hindsight, at the exchange rate of the agent file: in the weeks before which it does not train, to
