@@ -20,11 +20,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 install: $(VENV)/.installed  ## make .venv from the pinned constraints
 
-demo: install  ## play a year of real flights: drift, refresh, compression, proof, promotion
-	@$(BIN)/python -m flows demo
+# what an agent's demo needs beside the defaults of `python -m flows demo`; benchmarks/agents.py reads these lines, too
+DEMO_router := --watch-days 1
+
+demo: install  ## play a year of real flights: drift, refresh, compression, proof, promotion; or: make demo AGENT=router
+	@$(BIN)/python -m flows demo --agent $(or $(AGENT),flights) $(DEMO_$(or $(AGENT),flights))
 
 demo-router: install  ## play the same flows for sentences: tools are added domain by domain (fetches CLINC150 once)
-	@$(BIN)/python -m flows demo --agent router --watch-days 1
+	@$(MAKE) --no-print-directory demo AGENT=router
 
 demo-gateway: install  ## play the front door before a scripted model: capture, adopt, coverage, a domain arrives (fetches CLINC150 once)
 	@$(BIN)/python -m examples.gateway

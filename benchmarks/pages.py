@@ -66,7 +66,33 @@ _TERMS = {
 }
 _WORST_SET = "data set where it is worst"
 
+_AGENTS = {
+    "shelf": "films for a user, ranked",
+    "cartpole": "a policy that acts",
+    "memory": "a teacher that remembers",
+    "rules": "rules that people edit",
+    "table": "support tickets in a table",
+}
+
 MEANING = {
+    # agents
+    **{
+        f"{agent}_{name}": f"{meaning} ({kind})"
+        for agent, kind in _AGENTS.items()
+        for name, meaning in (
+            (
+                "gain",
+                "weekly quality of the champion − that of the never-refreshed student, mean over the weeks, as a share "
+                "of the measure's range (measured: the lower end of the 95 % interval over the seeds, Student's t)",
+            ),
+            (
+                "held_weeks",
+                "most weeks in a row before which neither the agent nor the best schedule in hindsight responded "
+                "(median over the seeds)",
+            ),
+            ("seconds", "duration of the demo, after installation (s)"),
+        )
+    },
     # age
     "watch_old_over_young": "time of a watch with ten times the history / time of the same watch with one; no upkeep "
     "ran",
@@ -297,6 +323,15 @@ MEANING = {
 # --------------------------------------------------------------------------- method of each benchmark
 
 METHOD = {
+    "agents": """
+        The demo of each small agent plays in a process and a store of its own, once per seed of its synthetic stream
+        and of its training. (The films of `shelf` are real: there the seed is of the training alone.) All scores
+        are of decisions made before their outcomes were known, in the measure that the agent file names, and paired by
+        week. A replay of what the demo has stored then trains a student for each week and finds the best schedule of
+        trainings in hindsight, at the exchange rate of the agent file: in the weeks before which it does not train, to
+        hold is right. The agent responded before a week if the week before ended with another verdict than to hold, a
+        gate, or another champion. There is no peer.
+    """,
     "age": """
         The flights agent runs for half a year. A copy of its knowledge base gets nine more such half-years in front,
         in every table and in weekly commits. The same watch and the same refresh then run on copies of both,
@@ -471,6 +506,42 @@ METHOD = {
 }
 
 # --------------------------------------------------------------------------- findings beyond the goals
+
+
+def _agents(detail: Detail) -> list[str]:
+    by_agent: dict[str, list[Detail]] = {}
+    for record in detail["played"]:
+        by_agent.setdefault(record["agent"], []).append(record)
+    rows = [
+        [
+            agent,
+            records[0]["summary"]["measure"],
+            *(
+                _mean_of([record["summary"][f"quality_{model}"] for record in records])
+                for model in ("static", "champion", "teacher")
+            ),
+            *(
+                f"{statistics.fmean(record['summary'][name] for record in records):.1f}"
+                for name in ("refreshes", "promotions")
+            ),
+            f"{statistics.fmean(len(record['oracle']['trains_before']) for record in records):.1f}",
+            f"{statistics.fmean(record['summary']['teacher_calls'] for record in records):,.0f}",
+            f"{statistics.fmean(record['cpu_seconds'] for record in records):.0f}",
+        ]
+        for agent, records in by_agent.items()
+    ]
+    head = ["agent", "measure", "never refreshed", "champion", "teacher", "refreshes", "promoted"]
+    return [
+        "Means over the weeks and the seeds. The oracle's trainings are those of the best schedule in hindsight; CPU "
+        "seconds are those of all processes of a demo:",
+        _grid([*head, "trainings of the oracle", "rows asked of the teacher", "CPU s"], rows),
+    ]
+
+
+def _mean_of(values: Sequence[float | None]) -> str:
+    """The mean of the values that were measured."""
+    measured = [value for value in values if value is not None]
+    return f"{statistics.fmean(measured):.4f}" if measured else "not measured"
 
 
 def _age(detail: Detail) -> list[str]:
@@ -1062,6 +1133,7 @@ def _teacher_weights(detail: Detail) -> list[str]:
 
 
 FINDINGS: Mapping[str, Callable[[Detail], list[str]]] = {
+    "agents": _agents,
     "age": _age,
     "compression": _compression,
     "deciding": _deciding,

@@ -57,6 +57,14 @@ def demo(
         int | None, typer.Option(min=1, max=520, help="Weeks to replay after the bootstrap. Default: all.")
     ] = None,
     watch_days: Annotated[int, typer.Option(help="Days between two watches: 1 or 7.")] = 7,
+    bootstrap_weeks: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=26,
+            help="Weeks before the first champion. Default: 8, or a third of a history of less than 24 weeks.",
+        ),
+    ] = None,
 ) -> None:
     """Replay an agent's history week by week, with watches, refreshes and promotions, and print a summary.
 
@@ -67,7 +75,7 @@ def demo(
         raise typer.BadParameter("must be 1 or 7", param_hint="--watch-days")
     flow = _flow("demo", agent)
 
-    _show_demo(flow(agent=agent, weeks=weeks, watch_days=watch_days))
+    _show_demo(flow(agent=agent, bootstrap_weeks=bootstrap_weeks, weeks=weeks, watch_days=watch_days))
 
 
 @app.command()

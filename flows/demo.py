@@ -16,6 +16,7 @@ from stillhouse.demonstrating import (
     count_duration,
     find_first_champion,
     find_watch_verdict,
+    fit_bootstrap_weeks,
     has_gate_verdict,
     list_week_ends,
     score_week,
@@ -32,7 +33,7 @@ __all__ = ["demo"]
 @flow(name="demo", flow_run_name=name_run, on_completion=[keep_result], validate_parameters=True)
 def demo(
     agent: AgentName = "flights",
-    bootstrap_weeks: Annotated[int, Field(ge=2, le=26)] = 8,
+    bootstrap_weeks: Annotated[int | None, Field(ge=2, le=26)] = None,
     weeks: Annotated[int | None, Field(ge=1, le=520)] = None,
     watch_days: Literal[1, 7] = 7,
 ) -> DemoResult:
@@ -43,11 +44,13 @@ def demo(
 
     Args:
         agent: name of the agent file in agents/; its sources must contain a history
-        bootstrap_weeks: number of weeks before the first champion is made
+        bootstrap_weeks: number of weeks before the first champion is made; empty: 8, or a third of a history of less
+            than 24 weeks
         weeks: number of weeks to replay after that; empty: all weeks that the source contains
         watch_days: days between two watches, 1 or 7
     """
     week = timedelta(weeks=1)
+    bootstrap_weeks = bootstrap_weeks or fit_bootstrap_weeks(agent)
     ends = list_week_ends(agent, bootstrap_weeks, weeks)
     start = ends[0] - (bootstrap_weeks + 1) * week
     first, scores = ends[0] - week, list[Week]()

@@ -21,6 +21,7 @@ from stillhouse.commands.forget import forget
 from stillhouse.commands.history import history
 from stillhouse.commands.import_ import import_
 from stillhouse.commands.keys import keys, sign, verify_model
+from stillhouse.commands.new import new
 from stillhouse.commands.new_answers import new_answers
 from stillhouse.commands.output import console
 from stillhouse.commands.quarantine import quarantine
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 
 # in the order in which the user of an agent meets them
+app.command()(new)
 app.command()(check)
 app.command()(contract)
 app.command("import")(import_)

@@ -71,7 +71,7 @@ def load_rows(
         remedy = "leave --source out" if from_source else "send it observations, or run `stillhouse import`"
         raise ConfigError(f"{where}: the agent has none, and its rows are those of its knowledge base: {remedy}")
     start, end = _window(start, end, last, default=(since, since + last))
-    source = resolve(config.observations.source, where=where)
+    source = resolve(config.observations.source, where=where, folder=config.folder)
     try:
         rows = source(start, end)
     except Exception as error:
@@ -134,7 +134,10 @@ def _check_rows(rows: Frame) -> Frame:
         raise SchemaError(f"observed_at must be timestamps with a time zone, not {rows['observed_at'].dtype}")
     rows = rows.dropna(subset=list(RESERVED_COLUMNS[:2])).drop_duplicates("observation_id")
     if len(rows) < MIN_ROWS:
-        raise WindowError(f"the window has {len(rows)} rows, and a draft needs {MIN_ROWS}: choose a longer one")
+        raise WindowError(
+            f"the window has {len(rows)} rows, and a draft needs {MIN_ROWS}: choose a longer one (--last), or let it "
+            "begin where the rows do (`observations.since`, or --start)"
+        )
     return rows.sort_values("observed_at", kind="stable", ignore_index=True)
 
 

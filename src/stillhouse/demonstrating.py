@@ -18,6 +18,7 @@ from pydantic import Field
 
 from stillhouse import config
 from stillhouse.champion import load_version, open_registry
+from stillhouse.config import AgentConfig
 from stillhouse.errors import ConfigError, WindowError
 from stillhouse.evaluate.scorecard import measure_quality
 from stillhouse.evaluate.timeline import Curve, Timeline, plot_timeline
@@ -38,6 +39,7 @@ __all__ = [
     "count_duration",
     "find_first_champion",
     "find_watch_verdict",
+    "fit_bootstrap_weeks",
     "has_gate_verdict",
     "list_week_ends",
     "read_duration",
@@ -94,6 +96,14 @@ class DemoResult(Record):
     folder: str
 
 
+def fit_bootstrap_weeks(agent: str) -> int:
+    """The weeks before the first champion, from the length of the source: eight, or a third of a shorter history.
+
+    At least two, since a training and a test window must find room in them.
+    """
+    return min(8, max(2, _count_weeks(config.load(agent), after=0) // 3))
+
+
 def list_week_ends(agent: str, bootstrap_weeks: int, weeks: int | None) -> list[datetime]:
     """The ends of the weeks to replay after the bootstrap.
 
@@ -101,17 +111,9 @@ def list_week_ends(agent: str, bootstrap_weeks: int, weeks: int | None) -> list[
     :raises WindowError: if the source has less than a week after the bootstrap.
     """
     settings = config.load(agent)
-    observations = settings.observations
-    if observations.source is None or observations.since is None or settings.outcomes is None:
-        raise ConfigError(
-            f"{settings.file}: {'outcomes' if observations.source else 'observations.source'}: a demo replays a "
-            "history from the agent's sources, and this agent lacks one: name it, or watch and refresh as rows come"
-        )
-    first = observations.since + bootstrap_weeks * _WEEK
+    first = _start_of_history(settings) + bootstrap_weeks * _WEEK
     if weeks is None:
-        source = resolve(observations.source, where=f"{settings.file}: observations.source")
-        rows = source(first, datetime.now(UTC))
-        weeks = round((rows["observed_at"].max() - first) / _WEEK) if len(rows) else 0
+        weeks = _count_weeks(settings, after=bootstrap_weeks)
     if not weeks:
         raise WindowError(
             f"the source of agent {agent!r} has no week after {first:%Y-%m-%d}, when the bootstrap ends: "
@@ -274,6 +276,27 @@ def summarize(agent: str, weeks: Sequence[Week]) -> DemoResult:
 # --------------------------------------------------------------------------- inside
 
 
+def _start_of_history(settings: AgentConfig) -> datetime:
+    """:raises ConfigError: if the agent has no sources to replay a history from."""
+    observations = settings.observations
+    if observations.source is None or observations.since is None or settings.outcomes is None:
+        raise ConfigError(
+            f"{settings.file}: {'outcomes' if observations.source else 'observations.source'}: a demo replays a "
+            "history from the agent's sources, and this agent lacks one: name it, or watch and refresh as rows come"
+        )
+    return observations.since
+
+
+def _count_weeks(settings: AgentConfig, *, after: int) -> int:
+    """The weeks that the source has after its first ``after`` weeks, rounded to whole weeks."""
+    first = _start_of_history(settings) + after * _WEEK
+    assert settings.observations.source is not None  # as _start_of_history has checked
+    where = f"{settings.file}: observations.source"
+    source = resolve(settings.observations.source, where=where, folder=settings.folder)
+    rows = source(first, datetime.now(UTC))
+    return round((rows["observed_at"].max() - first) / _WEEK) if len(rows) else 0
+
+
 def _read_weeks(agent: str, weeks: Sequence[Week]) -> Timeline:
     """The timeline until the last week, with the quality of each week as it was decided, and the teacher's."""
     timeline = read_timeline(_open_base(agent), weeks[-1].ending)
@@ -302,7 +325,7 @@ def _read_decided_rows(base: KnowledgeBase, window: Window) -> tuple[pd.DataFram
     """The decided rows of the window with ``outcome`` from the source, and their decisions in the same order."""
     settings = base.config
     assert settings.outcomes is not None  # as list_week_ends has checked
-    source = resolve(settings.outcomes.source, where=f"{settings.file}: outcomes.source")
+    source = resolve(settings.outcomes.source, where=f"{settings.file}: outcomes.source", folder=settings.folder)
     outcomes = tidy_outcomes(source(window.start, window.end), settings)
     outcomes = outcomes.sort_values("known_at", kind="stable").drop_duplicates("observation_id", keep="last")
     action_indices = {action: index for index, action in enumerate(settings.actions)}

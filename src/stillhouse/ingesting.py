@@ -58,14 +58,18 @@ def ingest(agent: str, start: datetime, end: datetime) -> int:
         if settings.observations.source is None:
             log.info(_explain_no_source(settings))
         else:
-            observation_source = resolve(settings.observations.source, where=f"{settings.file}: observations.source")
+            observation_source = resolve(
+                settings.observations.source, where=f"{settings.file}: observations.source", folder=settings.folder
+            )
             observations = _drop_ingested(base, "observations", observation_source(start, end), start, end)
             for batch in _split_batches(observations):
                 _ = runtime.observe(batch) if champion is None else runtime.decide(batch)
             observed = len(observations)
             runtime.flush()  # so a source of outcomes may read what was observed and decided
         if settings.outcomes is not None:
-            outcome_source = resolve(settings.outcomes.source, where=f"{settings.file}: outcomes.source")
+            outcome_source = resolve(
+                settings.outcomes.source, where=f"{settings.file}: outcomes.source", folder=settings.folder
+            )
             outcomes = _drop_ingested(base, "outcomes", outcome_source(*outcome_period), *outcome_period)
             for batch in _split_batches(outcomes):
                 runtime.learn(batch)

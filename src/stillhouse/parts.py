@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 
+from stillhouse.agent_modules import find_beside, import_beside
 from stillhouse.config.base import tagged
 from stillhouse.errors import PartError
 
@@ -169,28 +171,30 @@ def is_rehearsal() -> bool:
     return _active_rehearsals > 0
 
 
-def resolve(target: str, *, where: str = "the agent file") -> Any:
+def resolve(target: str, *, where: str = "the agent file", folder: Path | None = None) -> Any:
     """Import the object that ``target`` (``"package.module:object"``) names.
 
     >>> resolve("math:sqrt")(4)
     2.0
 
-    Modules in the working directory can be imported, as with ``python -m``.
+    A module beside the agent file comes first; see :mod:`stillhouse.agent_modules`. Otherwise it is an installed
+    module, or one in the working directory, as with ``python -m``.
 
     :param where: the file and the key that name the target, for error messages.
-    :raises PartError: if the module cannot be imported, or has no such object.
+    :param folder: the folder of the agent file; None: none is searched.
+    :raises PartError: if the module cannot be imported, has no such object, or lies beside the agent file where another
+        user could change it.
     """
     module_name, _, attribute = target.partition(":")
     if not module_name or not attribute:
         raise PartError(f"{where}: {target!r} is not of the form 'package.module:object'")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     try:
-        module = importlib.import_module(module_name)
+        module = _import_module(module_name, folder)
+    except PartError as error:
+        raise PartError(f"{where}: {target!r}: {error}") from error
     except Exception as error:
         raise PartError(
-            f"{where}: {target!r} does not import ({type(error).__name__}: {error}); "
-            "run from the folder that contains the module, and install its dependencies"
+            f"{where}: {target!r} does not import ({type(error).__name__}: {error}); {_advise(error, folder)}"
         ) from error
     target_object: Any = module
     for name in attribute.split("."):
@@ -198,9 +202,26 @@ def resolve(target: str, *, where: str = "the agent file") -> Any:
             public_names = [
                 name
                 for name, value in vars(module).items()
-                if getattr(value, "__module__", None) == module_name and name[0] != "_"
+                if getattr(value, "__module__", None) == module.__name__ and name[0] != "_"
             ]
             available = ", ".join(public_names) or "nothing"
             raise PartError(f"{where}: {module_name!r} has no {attribute!r}; it has: {available}")
         target_object = getattr(target_object, name)
     return target_object
+
+
+def _import_module(name: str, folder: Path | None) -> ModuleType:
+    if folder is not None and find_beside(folder, name) is not None:
+        return import_beside(folder, name)
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    return importlib.import_module(name)
+
+
+def _advise(error: Exception, folder: Path | None) -> str:
+    """What to do about a module that does not import."""
+    missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+    if missing and folder is not None and find_beside(folder, missing) is not None:
+        return f"files beside an agent file import each other with a dot: `from . import {missing}`"
+    beside = "" if folder is None else "put the module beside the agent file, or "
+    return f"{beside}run from the folder that contains the module, and install its dependencies"

@@ -251,7 +251,7 @@ def get_measure(config: AgentConfig) -> Measure:
     """
     quality = config.quality
     if quality.own:
-        measure = _OWN_MEASURES[quality.own.on](quality.own, config.file)
+        measure = _OWN_MEASURES[quality.own.on](quality.own, config)
         return replace(measure, stand_in=_decision_share(config)) if measure.episodes else measure
     return _MEASURES[quality.measure](quality)
 
@@ -348,9 +348,9 @@ def _decision_share(config: AgentConfig) -> Measure:
     return ACCURACY if config.labels_are == "outcomes" else AGREEMENT
 
 
-def _own_row_measure(own: OwnScore, file: str) -> Measure:
+def _own_row_measure(own: OwnScore, config: AgentConfig) -> Measure:
     """The user's own score of rows."""
-    call = _checked(own, file, "row")
+    call = _checked(own, config, "row")
 
     def score(probs: Array, labels: Array, rows: pd.DataFrame | None) -> Array:
         return call(len(labels), probs, labels, rows)
@@ -358,9 +358,9 @@ def _own_row_measure(own: OwnScore, file: str) -> Measure:
     return Measure(own.name, own.unit, own.low, own.high, own.better, score)
 
 
-def _own_episode_measure(own: OwnScore, file: str) -> Measure:
+def _own_episode_measure(own: OwnScore, config: AgentConfig) -> Measure:
     """The user's own score of episodes."""
-    call = _checked(own, file, "episode")
+    call = _checked(own, config, "episode")
 
     def score(policy: Policy, seeds: Array, moments: pd.DatetimeIndex) -> Array:
         return call(len(seeds), lambda rows: _to_finite(policy(rows)), seeds, moments)
@@ -369,16 +369,16 @@ def _own_episode_measure(own: OwnScore, file: str) -> Measure:
     return Measure(own.name, own.unit, own.low, own.high, own.better, None, Episodes(own.episodes, score))
 
 
-_OWN_MEASURES: Mapping[str, Callable[[OwnScore, str], Measure]] = {
+_OWN_MEASURES: Mapping[str, Callable[[OwnScore, AgentConfig], Measure]] = {
     "rows": _own_row_measure,
     "episodes": _own_episode_measure,
 }
 
 
-def _checked(own: OwnScore, file: str, per: str) -> Callable[..., Array]:
+def _checked(own: OwnScore, config: AgentConfig, per: str) -> Callable[..., Array]:
     """The user's function; it is called with the number of scores that it must return before its own arguments."""
-    where = f"{file}: quality.own.target"
-    function = resolve(own.target, where=where)
+    where = f"{config.file}: quality.own.target"
+    function = resolve(own.target, where=where, folder=config.folder)
 
     def call(count: int, *arguments: Any) -> Array:
         try:

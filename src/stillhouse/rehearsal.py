@@ -362,7 +362,7 @@ def _read_observations(config: AgentConfig, start: datetime) -> pd.DataFrame:
             )
         return rows
     where = f"{config.file}: observations.source"
-    rows = _call_source(resolve(config.observations.source, where=where), start, where)
+    rows = _call_source(resolve(config.observations.source, where=where, folder=config.folder), start, where)
     tidied = tidy(rows, config).sort_values("observed_at", kind="stable", ignore_index=True)
     if len(tidied) < _MIN_ROWS:
         raise WindowError(
@@ -378,7 +378,7 @@ def _read_labelled(config: AgentConfig, observed: pd.DataFrame, start: datetime)
     if config.outcomes is None:
         return _read_recorded_answers(config, observed, start)
     where = f"{config.file}: outcomes.source"
-    outcomes = _call_source(resolve(config.outcomes.source, where=where), start, where)
+    outcomes = _call_source(resolve(config.outcomes.source, where=where, folder=config.folder), start, where)
     missing = {"observation_id", "observed_at", "known_at", "action"} - set(outcomes.columns)
     if missing:
         raise PartError(f"{where} lacks the columns {sorted(missing)}")

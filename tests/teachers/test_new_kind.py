@@ -97,7 +97,7 @@ class RateModel:
 
 
 @new_teacher.register
-def _(section: RateTeacher, where: str, actions: tuple[str, ...]) -> RateModel:
+def _(section: RateTeacher, where: str, config: Any) -> RateModel:
     return RateModel()
 
 
@@ -147,7 +147,7 @@ def test_kind_without_a_file_raises(tmp_path: Path) -> None:
     config = with_teachers(section)
     context = MemberContext(config, Leaf("x", 1.0, section), tmp_path)  # type: ignore[arg-type]
     for call in (
-        lambda: new_teacher(section, "here", ("stay", "move")),
+        lambda: new_teacher(section, "here", config),
         lambda: describe(section, context),
         lambda: open_member(section, context, {"version": "v"}),
         lambda: ensemble.fit(config, make_rows(24), WINDOW, tmp_path / "t"),

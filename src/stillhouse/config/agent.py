@@ -90,6 +90,7 @@ class AgentConfig(Section):
         description="maps columns of the files of `stillhouse import` to table columns; null: same names",
     )
     _file: str | None = PrivateAttr(default=None)
+    _folder: Path | None = PrivateAttr(default=None)
 
     @property
     def file(self) -> str:
@@ -98,6 +99,11 @@ class AgentConfig(Section):
             return f"agents/{self.agent}.yaml"
         path, working_directory = Path(self._file), Path.cwd()
         return str(path.relative_to(working_directory) if path.is_relative_to(working_directory) else path)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the agent file, where its Python may lie; None if it was not read from a file."""
+        return self._folder
 
     @property
     def labels_are(self) -> LabelKind:

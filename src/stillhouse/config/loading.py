@@ -93,11 +93,11 @@ def load_file(path: Path | str) -> AgentConfig:
         text = content.decode("utf-8")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a NUL character
         raise ConfigError(f"{path}: cannot be read ({error})") from error
-    return _parse(path, text)
+    return _parse(path, path.absolute().parent, text)
 
 
 @lru_cache(maxsize=32)  # every task of a run loads its agent; the text is part of the key, so changes are seen
-def _parse(path: Path, text: str) -> AgentConfig:
+def _parse(path: Path, folder: Path, text: str) -> AgentConfig:
     try:
         root, content = read_yaml(text)
     except ConfigError as error:
@@ -114,7 +114,7 @@ def _parse(path: Path, text: str) -> AgentConfig:
         if len(lines) > _MAX_ERRORS:
             lines[-1] = f"and more: these are the first {_MAX_ERRORS} errors"
         raise ConfigError("\n".join(lines)) from error
-    config._file = str(path)
+    config._file, config._folder = str(path), folder
     return config
 
 

@@ -93,8 +93,10 @@ def _read_from_sources(settings: AgentConfig, since: datetime, until: datetime) 
             f"{settings.file}: {lacking}: is not given, so there is no source of it to replay from: leave "
             "--from-sources out, and the rows of the knowledge base are replayed"
         )
-    observe = resolve(settings.observations.source, where=f"{settings.file}: observations.source")
-    learn = resolve(settings.outcomes.source, where=f"{settings.file}: outcomes.source")
+    observe = resolve(
+        settings.observations.source, where=f"{settings.file}: observations.source", folder=settings.folder
+    )
+    learn = resolve(settings.outcomes.source, where=f"{settings.file}: outcomes.source", folder=settings.folder)
     rows = tidy(observe(since, until), settings).drop_duplicates("observation_id")
     outcomes = tidy_outcomes(learn(since, until + timedelta(microseconds=1)), settings)
     outcomes = outcomes.sort_values("known_at", kind="stable").drop_duplicates("observation_id", keep="last")

@@ -252,7 +252,7 @@ def make_teacher(config: AgentConfig, teacher: TeacherSection, name: str = "") -
     :param name: with the names of its ensembles, for errors.
     :raises PartError: if it does not import, its constructor fails, or it lacks a method.
     """
-    return new_teacher(teacher, _where(config, name or teacher.name), config.actions)
+    return new_teacher(teacher, _where(config, name or teacher.name), config)
 
 
 def read_reference(folder: Path, model: ModelRef | None = None) -> TeacherRef:

@@ -99,11 +99,11 @@ class MemberContext:
 
 
 @singledispatch
-def new_teacher(section: object, where: str, actions: Sequence[str]) -> Teacher:
+def new_teacher(section: object, where: str, config: AgentConfig) -> Teacher:
     """An unfitted teacher. Kinds whose ``is_fitted`` may be true register it.
 
     :param where: the teacher as an error names it.
-    :param actions: of the agent.
+    :param config: the agent file.
     :raises PartError: if it does not import, its constructor fails, or it lacks a method.
     """
     raise _unknown_kind(section)

@@ -34,13 +34,13 @@ def _(section: ModuleTeacher, context: MemberContext) -> dict[str, Any]:
 def _(section: ModuleTeacher, context: MemberContext, entry: dict[str, Any]) -> Member:
     leaf, where = context.leaf, context.where
     require_version(context, entry, answer_version(context, weights_digest=weights_digest(section, where)))
-    predict, features = make_predictors(section, where)
+    predict, features = make_predictors(section, where, context.config.folder)
     return Member(
         leaf.name,
         leaf.share,
         wrap_predict(leaf.name, context.config.actions, predict, features, section.call_timeout),
         entry["version"],
-        user_object=partial(make_module, section, where),
+        user_object=partial(make_module, section, where, context.config.folder),
         has_features=section.features,
     )
 
@@ -58,8 +58,10 @@ def weights_digest(teacher: ModuleTeacher, where: str) -> str:
         raise PartError(f"{where}.weights: {teacher.weights} cannot be read ({error.strerror})") from error
 
 
-def make_module(teacher: ModuleTeacher, where: str) -> nn.Module:
+def make_module(teacher: ModuleTeacher, where: str, folder: Path | None) -> nn.Module:
     """The module with its weights, in evaluation mode.
+
+    :param folder: the folder of the agent file.
 
     :raises PartError: if the factory fails or returns no module, or the weights do not fit the module.
     """
@@ -68,7 +70,7 @@ def make_module(teacher: ModuleTeacher, where: str) -> nn.Module:
     from torch import nn
 
     try:
-        module = resolve(teacher.target, where=where)(**teacher.settings)
+        module = resolve(teacher.target, where=where, folder=folder)(**teacher.settings)
     except PartError:
         raise
     except Exception as error:
@@ -86,15 +88,15 @@ def make_module(teacher: ModuleTeacher, where: str) -> nn.Module:
     return module.eval()
 
 
-def make_predictors(teacher: ModuleTeacher, where: str) -> tuple[RowFunction, RowFunction | None]:
+def make_predictors(teacher: ModuleTeacher, where: str, folder: Path | None) -> tuple[RowFunction, RowFunction | None]:
     """Two functions of rows: to probabilities ``[n, K]``, and to features ``[n, D]`` if the agent file asks for them.
 
     Their results are not checked.
 
     :raises PartError: as :func:`make_module`, or if features are asked for and the module has no method ``features``.
     """
-    module: Any = make_module(teacher, where)
-    encode = _make_encoder(teacher, where)
+    module: Any = make_module(teacher, where, folder)
+    encode = _make_encoder(teacher, where, folder)
     if teacher.features and not callable(getattr(module, "features", None)):
         raise PartError(
             f"{where}.features: the {type(module).__name__} that {teacher.target} gives has no method "
@@ -127,10 +129,10 @@ def _forward_in_batches(
     return np.concatenate(outputs)
 
 
-def _make_encoder(teacher: ModuleTeacher, where: str) -> RowFunction:
+def _make_encoder(teacher: ModuleTeacher, where: str, folder: Path | None) -> RowFunction:
     """The section's function ``encode``, or its number columns as float32 ``[n, D]``."""
     if teacher.encode is not None:
-        encode: RowFunction = resolve(teacher.encode, where=f"{where}.encode")
+        encode: RowFunction = resolve(teacher.encode, where=f"{where}.encode", folder=folder)
         return encode
     columns = list(teacher.columns or ())
     return lambda rows: rows[columns].to_numpy(dtype=np.float32, copy=True)

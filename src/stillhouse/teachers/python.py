@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from stillhouse.config import PythonTeacher
+from stillhouse.config import AgentConfig, PythonTeacher
 from stillhouse.errors import PartError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.parts import ReadyTeacher, Teacher, resolve
@@ -27,8 +27,8 @@ from stillhouse.teachers.user_code import call_user_code
 
 
 @new_teacher.register
-def _(section: PythonTeacher, where: str, actions: Sequence[str]) -> Teacher:
-    teacher: Teacher = _make_object(section, where, "fit", "predict_proba", "save", "load")
+def _(section: PythonTeacher, where: str, config: AgentConfig) -> Teacher:
+    teacher: Teacher = _make_object(section, where, config, "fit", "predict_proba", "save", "load")
     return teacher
 
 
@@ -56,12 +56,12 @@ def _(section: PythonTeacher, context: MemberContext) -> str | None:
 
 @open_member.register
 def _(section: PythonTeacher, context: MemberContext, entry: dict[str, Any]) -> Member:
-    leaf, actions, where = context.leaf, context.config.actions, context.where
+    leaf, config, where = context.leaf, context.config, context.where
     teacher: Any
-    cls = resolve(section.target, where=f"{context.config.file}: teachers")
+    cls = resolve(section.target, where=f"{config.file}: teachers", folder=config.folder)
     if section.is_fitted:
         teacher = load_teacher(cls, context.folder / entry["folder"], where)
-        answer = wrap_predict(leaf.name, actions, teacher.predict_proba, timeout=section.call_timeout)
+        answer = wrap_predict(leaf.name, config.actions, teacher.predict_proba, timeout=section.call_timeout)
         return Member(leaf.name, leaf.share, answer, user_object=lambda: teacher)
     folder = context.folder / entry["folder"] if "folder" in entry else None
     if folder is not None:
@@ -74,19 +74,19 @@ def _(section: PythonTeacher, context: MemberContext, entry: dict[str, Any]) -> 
     return Member(
         leaf.name,
         leaf.share,
-        wrap_predict(leaf.name, actions, teacher.predict_proba, features, section.call_timeout),
+        wrap_predict(leaf.name, config.actions, teacher.predict_proba, features, section.call_timeout),
         entry["version"],
         user_object=lambda: teacher,
         has_features=section.features,
     )
 
 
-def _make_object(section: PythonTeacher, where: str, *methods: str) -> Any:
+def _make_object(section: PythonTeacher, where: str, config: AgentConfig, *methods: str) -> Any:
     """An object of the section's class.
 
     :raises PartError: if its constructor fails, or it lacks one of ``methods``.
     """
-    cls = resolve(section.target, where=where)
+    cls = resolve(section.target, where=where, folder=config.folder)
     try:
         instance = cls(**section.settings)
     except Exception as error:
@@ -107,7 +107,7 @@ def _make_ready_teacher(section: PythonTeacher, context: MemberContext) -> Ready
     """
     where, moment = context.where, context.moment
     methods = ["predict_proba", *(["features"] if section.features else [])]
-    teacher: ReadyTeacher = _make_object(section, where, *methods)
+    teacher: ReadyTeacher = _make_object(section, where, context.config, *methods)
     if hasattr(teacher, "save") and not callable(getattr(teacher, "load", None)):
         raise PartError(f"{where}: {section.target} has `save` but no `load`: give it both, or neither")
     at = getattr(teacher, "at", None)

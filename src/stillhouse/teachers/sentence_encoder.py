@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from stillhouse.config import SentenceEncoderTeacher
+from stillhouse.config import AgentConfig, SentenceEncoderTeacher
 from stillhouse.errors import PartError, SchemaError
 from stillhouse.files import file_digest
 from stillhouse.knowledge.log_files import LogFile
@@ -42,8 +42,8 @@ _KEY_BYTES = 16
 
 
 @new_teacher.register
-def _(section: SentenceEncoderTeacher, where: str, actions: Sequence[str]) -> Teacher:
-    teacher: Any = EncoderTeacher(section, actions, where)
+def _(section: SentenceEncoderTeacher, where: str, config: AgentConfig) -> Teacher:
+    teacher: Any = EncoderTeacher(section, config.actions, where)
     return teacher  # type: ignore[no-any-return]
 
 

@@ -75,7 +75,7 @@ def _build(section: ModuleStudent, config: AgentConfig, columns: Sequence[Mappin
         some of them with missing numbers.
     """
     where = f"{config.file}: student.target"
-    factory = resolve(section.target, where=where)
+    factory = resolve(section.target, where=where, folder=config.folder)
     rows = torch.zeros(3, len(columns))
     for index, column in enumerate(columns):
         if column["type"] == "number":
