@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 from urllib.parse import parse_qsl
 
 __all__ = ["OWN_HEADERS", "TASK_HEADER", "TOKEN_HEADER", "Access", "Caller", "is_credential"]
@@ -33,6 +34,7 @@ _HARMLESS_HEADERS = frozenset({b"idempotency-key", b"x-idempotency-key", b"autho
 _HARMLESS_PARAMETERS = frozenset({"api-version", "after", "before", "beta", "include", "limit", "order", "stream"})
 _MIN_SECRET_BYTES = 8
 """A shorter value is not searched for in bodies: it would be found by chance."""
+_Key, _Value = TypeVar("_Key"), TypeVar("_Value")
 _MAX_ACCEPTED = 20_000
 _MAX_MODEL_CHARACTERS = 256
 _SCHEMES = frozenset({b"bearer", b"basic", b"digest", b"negotiate", b"token"})
@@ -175,11 +177,8 @@ class Access:
             return
         key = (caller.everything, model)
         if 200 <= status < 300:
-            for of, name, value in ((self._accepted, key, self._clock()), (self._known, caller.everything, None)):
-                of[name] = value
-                of.move_to_end(name)
-                if len(of) > _MAX_ACCEPTED:
-                    of.popitem(last=False)
+            _put_last(self._accepted, key, self._clock())
+            _put_last(self._known, caller.everything, None)
         elif status in (401, 403, 404):
             self._accepted.pop(key, None)
 
@@ -204,6 +203,13 @@ class Access:
             digest.update(b"%d:%s=%d:" % (len(name), name, len(value)))
             digest.update(value)
         return digest.hexdigest()
+
+
+def _put_last(of: OrderedDict[_Key, _Value], key: _Key, value: _Value) -> None:
+    of[key] = value
+    of.move_to_end(key)
+    if len(of) > _MAX_ACCEPTED:
+        of.popitem(last=False)
 
 
 def _credential_parameters(query: bytes) -> list[tuple[str, str]]:
