@@ -11,7 +11,7 @@ import pandas as pd
 from stillhouse.config import fit_defaults
 from stillhouse.distill.students import columns_of
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.records import TeacherRef, Window
+from stillhouse.records import TeacherRef
 from stillhouse.refreshing.data import RefreshData
 from stillhouse.teachers.answers import wrap_predict
 from stillhouse.teachers.ensemble import Ensemble, Member
