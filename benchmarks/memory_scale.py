@@ -9,8 +9,8 @@ agent file names. The first student is distilled as a refresh would at the end o
 then, on at most 8,000 of the newest rows), the second one a week after the change. Their ONNX files decide.
 
 Accuracy is on the outcomes of up to 3,000 rows a week; a tenth of the outcomes is drawn at random. The lag of the
-memory is the first day after the change from which on, until the end of the stream, its accuracy is within 0.03 of that
-of the week before. Times are of one row with one thread, interleaved; that of the memory includes the look whether the
+memory is the first day after the change for which, with the day after it, its accuracy is within 0.03 of that of the
+week before. Times are of one row with one thread, interleaved; that of the memory includes the look whether the
 tables have something new, which is also shown alone. Beside them: a k-d tree of the same columns (scipy), which finds
 near rows exactly and fast in six dimensions, and knows neither ages nor what was known when.
 """
@@ -130,14 +130,17 @@ def is_right(probs: np.ndarray[Any, Any], stream: pd.DataFrame) -> np.ndarray[An
 
 
 def find_lag(right: np.ndarray[Any, Any], days: np.ndarray[Any, Any]) -> int:
-    """The first day after the change from which on the accuracy is as before, up to :data:`RECOVERED`.
+    """The first day after the change for which, with the day after it, the accuracy is as before up to RECOVERED.
 
     >>> find_lag(np.array([True] * 7 + [False, False, True, True]), np.array([*range(-7, 0), 0, 1, 2, 3]))
     2
     """
-    before = right[(days < 0) & (days >= -7)].mean()
-    last = int(days.max())
-    return next((day for day in range(last + 1) if right[days >= day].mean() >= before - RECOVERED), last + 1)
+    before, last = right[(days < 0) & (days >= -7)].mean(), int(days.max())
+
+    def has_recovered(day: int) -> bool:
+        return bool(right[(days == day) | (days == day + 1)].mean() >= before - RECOVERED)
+
+    return next((day for day in range(last) if has_recovered(day)), last + 1)
 
 
 def measure_times(memory: Memory, student: Variant, stream: pd.DataFrame, rounds: int) -> dict[str, float]:

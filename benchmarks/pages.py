@@ -226,7 +226,7 @@ MEANING = {
     "student_ms_growth": "time of one decision of the student with 100,000 memories / the same with 1,000",
     "student_bytes_growth": "bytes of the student with 100,000 memories / the same with 1,000",
     "student_loss": "accuracy of the memory − accuracy of its student in the week before the change (100,000 memories)",
-    "memory_lag_days": "days after the change until the accuracy of the memory stays within 0.03 of that before "
+    "memory_lag_days": "days after the change until the accuracy of the memory is within 0.03 of that before "
     "(100,000 memories)",
     # overhead
     "refresh_added_share": "time that Prefect, MLflow and Great Expectations add to a refresh / time of the engine "

@@ -8,7 +8,7 @@ The teacher knows no more than one could have known. A case is answered from out
 observed, never from its own. Rows that a student learns from are answered by what was known at the end of its training
 window: so the student learns what the memory says now, and nothing of the rows that judge it.
 
-The stream is made up (seed: `STILLHOUSE_EXAMPLE_SEED`): 24 weeks of cases, six numbers between 0 and 1 each, of 24
+The stream is made up (seed: `STILLHOUSE_EXAMPLE_SEED`): 21 weeks of cases, six numbers between 0 and 1 each, of 24
 kinds. In week 12, and again in week 18, a third of the kinds is settled in another way from then on; what cases look
 like never changes. What settled a case is known a day later, and one of ten is settled anyhow.
 """
@@ -30,7 +30,7 @@ from stillhouse import KnowledgeBase
 __all__ = ["ACTIONS", "COLUMNS", "FIRST_DAY", "TURNS", "WEEKS", "Memory", "cases", "make_stream", "settled"]
 
 ACTIONS, COLUMNS = ("explain", "repair", "replace", "refund"), ("age", "damage", "delay", "loyalty", "price", "tone")
-FIRST_DAY, WEEKS, TURNS = pd.Timestamp("2024-01-01T00:00:00Z"), 24, (12, 18)
+FIRST_DAY, WEEKS, TURNS = pd.Timestamp("2024-01-01T00:00:00Z"), 21, (12, 18)
 _KINDS, _SPREAD, _NOISE, _ROWS = 24, 0.06, 0.1, 840  # kinds; standard deviation within one; settled anyhow; rows a week
 _DAY, _CHUNK, _PRIOR = 86_400.0, 128, 0.02  # seconds; rows searched at once; the vote for "any action"
 _SEED = int(os.environ.get("STILLHOUSE_EXAMPLE_SEED", "0"))
@@ -56,7 +56,7 @@ class Memory:
     :param taught_until: end of the training window, ISO 8601; None: there is none.
     """
 
-    def __init__(self, near: int = 25, reach: float = 0.15, half_life: float = 2.0, taught_until: str | None = None):
+    def __init__(self, near: int = 40, reach: float = 0.15, half_life: float = 2.0, taught_until: str | None = None):
         self.settings = {"near": near, "reach": reach, "half_life": half_life, "taught_until": taught_until}
         self.near, self.reach, self.ageing, self._seen = near, reach, np.log(2) / half_life / _DAY, list[Any]()
         self.taught_until = -np.inf if taught_until is None else pd.Timestamp(taught_until).timestamp()

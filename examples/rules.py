@@ -1,6 +1,6 @@
 """A shop that screens its orders by rules that people edit: the sources and the teacher of `agents/rules.yaml`.
 
-The rules stand in `examples/rules.yaml`, in dated versions. The stream is made up (seed: `STILLHOUSE_EXAMPLE_SEED`): 24
+The rules stand in `examples/rules.yaml`, in dated versions. The stream is made up (seed: `STILLHOUSE_EXAMPLE_SEED`): 21
 weeks of orders. Whether an order was right to pass, to be reviewed or to be rejected is known two days later: as the
 rules of its day say, with two exceptions that nobody wrote down. Customers with twelve earlier orders or more are not
 reviewed, and large orders by night are. Three of a hundred outcomes are anything.
@@ -29,7 +29,7 @@ from stillhouse.errors import PartError
 __all__ = ["ACTIONS", "FIRST_DAY", "WEEKS", "Rules", "orders", "right_actions"]
 
 ACTIONS, FILE = ("pass", "review", "reject"), Path(__file__).with_suffix(".yaml")
-FIRST_DAY, WEEKS = pd.Timestamp("2024-01-01T00:00:00Z"), 24
+FIRST_DAY, WEEKS = pd.Timestamp("2024-01-01T00:00:00Z"), 21
 _ROWS, _SURE, _NOISE = 700, 0.9, 0.03  # orders a week; probability of a rule's action; of a random outcome
 _SEED = int(os.environ.get("STILLHOUSE_EXAMPLE_SEED", "0"))
 _COMPARE = {"<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal}

@@ -93,7 +93,7 @@ def test_demo_follows_an_edit_of_the_rules(agents: Path) -> None:
     from flows.demo import demo
 
     text = AGENT.read_text(encoding="utf-8").replace("since: 2024-01-01", "since: 2024-02-12")
-    (agents / "rules.yaml").write_text(text.replace("epochs: 40", "epochs: 25"), encoding="utf-8")
+    (agents / "rules.yaml").write_text(text, encoding="utf-8")
     result = demo(agent="rules", bootstrap_weeks=5, weeks=4)
     held, edit, *later = result.weeks
     assert held.response == "hold"
