@@ -114,7 +114,7 @@ def sides_of(folder: Path) -> Iterator[dict[str, Side]]:
     files = registry.models.fetch_whole(champion, folder / "pyfunc")
     device = device_demo.install(folder / "device")
     pyfunc = [sys.executable, "-W", "ignore", "-c", PYFUNC, str(files)]
-    with device_demo.network() as server, open_browser() as ask:
+    with device_demo.network(str(champion)) as server, open_browser() as ask:
         device_demo.decide([*device, server], [])  # pulls
         (key,) = (folder / "store" / "keys" / "trusted").glob("*.pub")
         page = device_page.make_server(key, server)

@@ -121,6 +121,22 @@ MEANING = {
             ("pyfunc", "time of `pyfunc.predict` − time of the same call on an empty model"),
         )
     },
+    # device
+    **{
+        f"{side}_{measure}": f"{meaning} ({what})"
+        for side, what in (
+            ("device", "`examples/device.py`, signature verified"),
+            ("page", "`examples/web` in Chromium, signature verified"),
+        )
+        for measure, meaning in (
+            ("memory", "resident memory after the first decision / that of `mlflow.pyfunc`, in the same round"),
+            (
+                "first_decision",
+                "time from the start to the first decision / that of `mlflow.pyfunc`, in the same round",
+            ),
+        )
+    },
+    "largest_difference": "largest absolute difference of a probability of device or page from that of `mlflow.pyfunc`",
     # distillation
     "wins_over_kd_dkd_std": "number of the five data sets where the mean score of stillhouse is above those of KD, "
     "decoupled KD and standardised logits (lowest: all three 95 % intervals above 0; highest: none below 0)",
@@ -355,6 +371,16 @@ METHOD = {
         difference of two medians, divided by the rows: the way minus the ONNX graph on rows that are already encoded,
         or `pyfunc.predict` minus the same call on an empty model with the same signature. Lowest and highest are over
         five consecutive parts of the calls.
+    """,
+    "device": """
+        One champion of the flights agent, made by the demo of a device, decides about one row on three sides, which
+        start in turn and in alternating order: `examples/device.py` in an environment with numpy, onnxruntime and
+        cryptography; `mlflow.pyfunc.load_model` on MLflow's files of the champion, then `predict` on a frame of one
+        row; and `examples/web` in headless Chromium with an empty cache, served on loopback. Time runs from the start
+        of the process, for the page from the navigation of a browser that is running already; memory is resident
+        memory right after the decision. Of the page it is the memory of its process minus that of an empty page.
+        Device and page verify the model's signature first, `mlflow.pyfunc` verifies none. Then all three decide about
+        200 rows, one by one.
     """,
     "distillation": """
         Five real data sets (sentences of CLINC150, flights, images of digits, image segments, breast cancer), each
@@ -599,6 +625,17 @@ def _deciding(detail: Detail) -> list[str]:
         f"The ONNX graph alone takes {graph_ms['flights, 1 rows']:.3f} ms for one row of the flights student and "
         f"{graph_ms['sentences, 1 rows']:.3f} ms for one text: for single rows, what is around the graph takes as "
         "long or longer."
+    ]
+
+
+def _device(detail: Detail) -> list[str]:
+    names = {"device": "device", "page": "web page", "pyfunc": "`mlflow.pyfunc`"}
+    median = detail["median"]
+    rows = [[name, f"{median[side]['mib']:.0f}", f"{median[side]['seconds']:.2f}"] for side, name in names.items()]
+    return [
+        f"Medians over {len(detail['rounds'])} starts of each side. The page's process as a whole, most of it the "
+        f"browser's, has {median['page']['whole_mib']:.0f} MiB:",
+        _grid(["side", "memory (MiB)", "time to the first decision (s)"], rows),
     ]
 
 
@@ -1137,6 +1174,7 @@ FINDINGS: Mapping[str, Callable[[Detail], list[str]]] = {
     "age": _age,
     "compression": _compression,
     "deciding": _deciding,
+    "device": _device,
     "distillation": _distillation,
     "door": _door,
     "drift_detection": _drift_detection,

@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -59,18 +58,19 @@ def make_champion() -> None:
     console.print(f"{verdict.result}: {verdict.summary}", soft_wrap=True)
 
 
-def promote_another() -> None:
+def promote_another() -> str:
     """Promote the newest version by hand: the refresh made one that has also learned from its test window."""
     from stillhouse.champion import open_registry
     from stillhouse.promoting import promote_version
 
     version = max(int(entry.version) for entry in open_registry(AGENT).versions())
     console.print(promote_version(AGENT, version, "the device shall have something new").summary, soft_wrap=True)
+    return f"{AGENT}@{version}"
 
 
 @contextlib.contextmanager
-def network(port: int = 0) -> Iterator[str]:
-    """``stillhouse serve``, as long as there is a network; yields its address."""
+def network(champion: str, port: int = 0) -> Iterator[str]:
+    """``stillhouse serve``, as long as there is a network; yields its address once it has that champion."""
     code = "from stillhouse.cli import main; main()"
     command = [sys.executable, "-c", code, "serve", AGENT, "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -79,19 +79,21 @@ def network(port: int = 0) -> Iterator[str]:
             found = re.search(r" on (http://\S+)", process.stdout.readline())
             if found is None:
                 raise RuntimeStateError("stillhouse serve does not start: its message is above")
-            wait_for_champion(found[1])
+            wait_for(champion, found[1])
             yield found[1]
         finally:
             process.send_signal(signal.SIGTERM)
 
 
-def wait_for_champion(server: str) -> None:
-    """Until the server has one and every worker decides."""
-    for _ in range(600):
-        with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(f"{server}/healthz"):
-            return
+def wait_for(champion: str, server: str) -> None:
+    """Until the server decides with a champion."""
+    token = {"Authorization": f"Bearer {os.environ['STILLHOUSE_TOKEN']}"}
+    for _ in range(1200):
+        with urllib.request.urlopen(urllib.request.Request(f"{server}/v1/agents/{AGENT}", headers=token)) as answer:
+            if json.load(answer)["champion"] == champion:
+                return
         time.sleep(0.1)
-    raise RuntimeStateError("the server has no champion after a minute: its messages are above")
+    raise RuntimeStateError(f"the server has not taken {champion} within two minutes: its messages are above")
 
 
 def install(folder: Path) -> list[str]:
@@ -134,14 +136,14 @@ def play(folder: Path) -> dict[str, Any]:
 
     make_champion()
     command, rows = install(folder / "device"), [flights(day) for day in range(3)]
-    with network() as server:
+    with network(f"{AGENT}@1") as server:
         console.print("\nthe device pulls the champion, decides about a day of flights, and hands them in")
         made = decide([*command, server], rows[0])
     console.print(f"\nthe network is gone; the device decides on, and is killed after {KILLED_AFTER} flights (SIGKILL)")
     made += decide([*command, server], rows[1], kill_after=KILLED_AFTER)
     made += decide(command, rows[1][KILLED_AFTER:])
-    promote_another()
-    with network() as server:
+    second = promote_another()
+    with network(second) as server:
         console.print("\nthere is a network again: the device hands in, and takes over the champion of now")
         made += decide([*command, server], rows[2])
     base = KnowledgeBase(config.load(AGENT))
