@@ -102,7 +102,6 @@ def test_a_copy_names_no_file_of_the_repository(tmp_path: Path, like: str) -> No
 @pytest.mark.parametrize(
     "like", [name if name == "table" else pytest.param(name, marks=pytest.mark.slow) for name in EXAMPLES]
 )
-@pytest.mark.usefixtures("clinc150")
 def test_check_and_the_test_of_a_copy_pass_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], like: str
 ) -> None:
@@ -111,6 +110,8 @@ def test_check_and_the_test_of_a_copy_pass_at_once(
     files = copy_example("mine", like, tmp_path / "anywhere")
     run = command(tmp_path / "home", tmp_path, monkeypatch, capsys)
     shown = run("check", files[0])
+    if like != "table" and "cannot be downloaded" in shown.stderr:
+        pytest.skip(shown.stderr)  # the data set of this example
     assert shown.returncode == 0, shown.stderr
     assert "agent mine is ready" in shown.stdout
     test = load(files[-1])
