@@ -33,6 +33,7 @@ from scipy import stats
 from benchmarks.report import Goal, begin, print_goals
 from benchmarks.stream_files import cache_path
 from stillhouse import config
+from stillhouse.config.bounded_yaml import read_yaml
 from stillhouse.new_agent import list_examples
 from stillhouse.quality import get_measure
 
@@ -139,7 +140,8 @@ def play(agent: str, seed: int, home: Path) -> Played:
 
 def with_seed(file: Path, seed: int) -> str:
     """The agent file with another ``distillation.seed``, as YAML without its comments."""
-    sections: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    _, content = read_yaml(file.read_text(encoding="utf-8"))
+    sections: dict[str, Any] = dict(content)
     sections["distillation"] = {**(sections.get("distillation") or {}), "seed": seed}
     return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
 

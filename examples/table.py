@@ -76,7 +76,7 @@ class Trees:
     :param leaves: leaves of a tree (≥ 2).
     """
 
-    def __init__(self, *, trees: int = 100, leaves: int = 15) -> None:
+    def __init__(self, *, trees: int = 60, leaves: int = 7) -> None:
         self.settings = {"trees": trees, "leaves": leaves}
         self.known: dict[str, list[str]] = {}
         self.booster: lightgbm.Booster | None = None

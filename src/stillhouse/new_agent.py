@@ -21,6 +21,10 @@ _TEST = "agent_test.py"
 """The test of every example, in the folder ``examples``; it finds the agent file by its own name."""
 
 
+_LOADERS = "load_config|load_champion|open_registry|Agent|Registry"
+"""What Python calls with the name of its own agent."""
+
+
 class _Copy(NamedTuple):
     """A file of an example, and the name that its copy gets."""
 
@@ -91,6 +95,7 @@ def _rename(text: str, name: str, like: str, copies: list[_Copy]) -> str:
     - the line ``agent: <like>`` of the agent file;
     - the target ``examples.<like>:object``, and the import of another file, ``from examples.<like>_… import``, which
       gets a dot;
+    - the agent that the Python opens, ``load_config("<like>")``;
     - the path ``agents/<like>.yaml`` or ``examples/<like>.py``, and the name of any other copied file.
 
     Everything else is left as it is: a column ``flights`` stays one.
@@ -99,6 +104,7 @@ def _rename(text: str, name: str, like: str, copies: list[_Copy]) -> str:
     text = re.sub(rf"^agent: {like}$", f"agent: {name}", text, flags=re.MULTILINE)
     text = re.sub(rf"\bfrom examples\.{like}(?![a-z0-9])", f"from .{module}", text)
     text = re.sub(rf"\bexamples\.{like}(?![a-z0-9])", module, text)
+    text = re.sub(rf'\b({_LOADERS})\("{like}"', rf'\1("{name}"', text)
     for source, new in copies:
         text = text.replace(f"{source.parent.name}/{source.name}", new)
         if source.stem not in (like, Path(_TEST).stem):
