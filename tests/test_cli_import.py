@@ -97,6 +97,7 @@ def test_a_log_is_previewed_imported_and_then_recognised(
     assert imported["place"].tolist() == rows["place"].tolist()
 
 
+@pytest.mark.slow
 def test_errors_are_reported_without_a_traceback(environment: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("id,second,a,b,c,Place,action\n")

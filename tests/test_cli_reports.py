@@ -45,6 +45,7 @@ def test_the_status_begins_with_the_champion(run: Command, day: Callable[[int], 
     assert {alias for entry in report["versions"] for alias in entry["aliases"]} >= {"champion", "previous"}
 
 
+@pytest.mark.slow
 def test_the_history_is_in_the_order_in_which_things_happened(run: Command, day: Callable[[int], datetime]) -> None:
     for moment in (24, 22):  # the second one is for an earlier time
         stillhouse.watch("toy", as_of=day(moment))

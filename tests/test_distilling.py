@@ -36,6 +36,7 @@ def test_the_variant_decides_like_the_teacher_on_new_rows(student: DistilledStud
     assert stillhouse.Variant(tmp_path / "risk").decide({"age": 5, "ward": "b"}).action == "low"
 
 
+@pytest.mark.slow
 def test_a_search_makes_it_smaller(student: DistilledStudent, tmp_path: Path) -> None:
     plain = student.compress(tmp_path / "plain", search=None, max_quality_loss=0.0001)
     small = student.compress(tmp_path / "small", search="5s", max_quality_loss=0.05)
@@ -52,6 +53,7 @@ def test_what_cannot_fit_is_refused_and_nothing_is_written(student: DistilledStu
         student.compress(tmp_path / "taken", search=None)
 
 
+@pytest.mark.slow
 def test_rows_without_teacher_probabilities_teach_by_their_labels(tmp_path: Path) -> None:
     rows, teacher_probs = patients()
     labels = teacher_probs.argmax(1)

@@ -116,6 +116,7 @@ def test_code_that_goes_on_is_left_after_a_few_seconds_or_at_the_second_time(sta
     assert process.wait(timeout=1.5) == 130
 
 
+@pytest.mark.slow
 def test_on_a_terminal_the_cursor_comes_back(start: Start) -> None:
     ours, theirs = pty.openpty()
     process = start(*STILLHOUSE, "contract", "toy", "--source", stdin=theirs, stdout=theirs, stderr=theirs)

@@ -147,6 +147,7 @@ def test_an_alias_that_was_moved_by_hand_is_recorded(registry: Registry) -> None
     assert aliases(registry) == {"champion": "2", "previous": "1"}
 
 
+@pytest.mark.slow
 def test_the_same_move_by_hand_after_a_rollback_has_a_verdict_of_its_own(registry: Registry) -> None:
     for _ in range(2):
         move_by_hand(registry, "3")

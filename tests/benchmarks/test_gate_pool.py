@@ -83,6 +83,7 @@ def play_with_the_pool(differences: np.ndarray, bound: float) -> tuple[int, int]
     return -1, differences.shape[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gain", [-0.25, 0.0, 1.0])
 def test_the_fast_rule_is_the_rule_of_the_pool(gain: float) -> None:
     rng = np.random.default_rng(round(10 * gain + 10))

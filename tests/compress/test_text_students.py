@@ -130,6 +130,7 @@ def test_a_smaller_vocabulary_is_in_the_manifest_and_read_on_the_device(tmp_path
     )
 
 
+@pytest.mark.slow
 def test_the_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
     recipes: list[Recipe] = [(DynamicInt8(method="int8_dynamic"),), (UNITS, STATIC)]
     first, second = (make(text_student(ENCODERS["convolution"]), tmp_path / name, *recipes) for name in "ab")
@@ -211,6 +212,7 @@ def test_mlflow_takes_raw_sentences_without_torch(tmp_path: Path) -> None:
     np.testing.assert_allclose(actual.drop(columns="action"), expected.drop(columns="action"), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_mlflow_keeps_the_student_itself(tmp_path: Path) -> None:
     """As a graph that loads without our classes, whatever the encoder."""
     import mlflow.pytorch

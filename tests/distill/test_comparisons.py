@@ -106,6 +106,7 @@ def test_synthetic_rows_are_used_without_validation_rows() -> None:
     assert history.changes == () and len(learned) == 150
 
 
+@pytest.mark.slow
 def test_control_is_skipped_after_a_comparison_without_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[str] = []
 

@@ -99,6 +99,7 @@ def test_repeated_watch_counts_no_row_twice(day, base: KnowledgeBase) -> None:
         assert len(evidence.probabilities) == len(evidence.losses) == evidence.step.step_rows == 20
 
 
+@pytest.mark.slow
 def test_drift_of_an_irrelevant_column_is_benign(day, base, monkeypatch: pytest.MonkeyPatch) -> None:
     sound = toy.observations
     monkeypatch.setattr(

@@ -110,6 +110,7 @@ def test_identical_refresh_runs_once(toy_base, day) -> None:
 SLOW = pytest.mark.slow  # similar to the other two steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step",
     ["gather_knowledge", "log_models", *(pytest.param(step, marks=SLOW) for step in ("compress", "judge", "settle"))],
@@ -143,6 +144,7 @@ def test_interrupted_refresh_continues(day, monkeypatch: pytest.MonkeyPatch, ste
     assert not (home() / "refreshes" / "toy" / registry.models.tags(champion)["refresh_id"]).exists()
 
 
+@pytest.mark.slow
 def test_kept_teacher_labels_only_new_rows(toy_base, day) -> None:
     base = toy_base(24)
     before = base.tables.count_rows()["knowledge"]
@@ -215,6 +217,7 @@ def test_a_person_decides_about_the_waiting_challenger(final_fit, day, agents: P
     assert announced == ["stillhouse.awaiting_approval", "stillhouse.rejected", "stillhouse.promoted"]
 
 
+@pytest.mark.slow
 def test_a_watch_records_a_champion_that_was_moved_by_hand(final_fit, toy_base, day, announced: list[str]) -> None:
     base, registry = toy_base(24), open_registry("toy")
     champion = registry.champion()

@@ -6,7 +6,6 @@ import pytest
 
 from stillhouse.errors import ConfigError
 from stillhouse.gateway.access import Access
-from stillhouse.gateway.deciding import AuditDraw
 from stillhouse.gateway.settings import GatewaySettings, load_settings, secret_key
 from stillhouse.gateway.upstream import UpstreamAddress, normalise_path, request_headers, response_headers
 
@@ -100,15 +99,6 @@ def test_credentials_are_found_in_bodies() -> None:
     access = Access(KEY)
     caller = access.read([BEARER, (b"cookie", b"session=abcdefghij; theme=dark")], b"")
     assert caller.is_in(b"... abcdefghij ...") and not caller.is_in(b"session Bearer dark")
-
-
-def test_audits_are_drawn_by_the_key_at_the_share() -> None:
-    ids = [f"{number:032x}" for number in range(20_000)]
-    one, two = (
-        [request for request in ids if AuditDraw(key).is_audit(request, 0.05)] for key in (b"a" * 32, b"b" * 32)
-    )
-    assert abs(len(one) - 1000) < 4 * (20_000 * 0.05 * 0.95) ** 0.5
-    assert len(set(one) & set(two)) < 100
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,6 @@ class ScriptedChampion:
     asked: list[tuple[Task, str, str, ClosedQuestion]] = field(default_factory=list)
     noted: list[Capture] = field(default_factory=list)
     standing: Any = "answers"
-    audit: float = 0.0
     has_champion: bool = True
     allowed: bool = False
 
@@ -49,7 +48,7 @@ class ScriptedChampion:
             return None
         actions = question.actions or (self.action,)
         probs = {action: 0.1 / max(1, len(actions) - 1) for action in actions} | {self.action: 0.9}
-        return LocalDecision(self.action, probs, "router@7", "o.t", self.standing, self.audit, self.allowed)
+        return LocalDecision(self.action, probs, "router@7", "o.t", self.standing, self.allowed)
 
     def note(self, capture: Capture) -> None:
         self.noted.append(capture)
@@ -121,8 +120,7 @@ def test_local_answers_are_counted_but_teach_nothing(behind: Upstream) -> None:
     [
         ({"standing": "shadow"}, "shadow", True),
         ({"standing": "unsure"}, "unsure", False),
-        ({"audit": 1.0}, "audit", True),
-        ({"audit": 1.0, "standing": "unsure"}, "audit", True),
+        ({"standing": "audit"}, "audit", True),
         ({"action": "unknown"}, "not_local", False),
     ],
 )
@@ -139,16 +137,6 @@ def test_why_the_upstream_was_asked_is_recorded(
         (capture,) = champion.noted
         assert capture.blind is blind and capture.agreed is (capture.local_action == "move")
         assert capture.teacher == "m-1 fp_1"
-
-
-def test_audits_are_drawn_at_their_share_and_the_champion_cannot_know(behind: Upstream) -> None:
-    behind.answer = label_completion('{"intent": "stay"}')
-    with champion_before(behind, champion={"audit": 0.3}) as (running, champion):
-        local = sum(is_local(ask(running, **TOKEN)) for _ in range(60))
-        rows = running.rows()
-        assert len(champion.asked) == 60, "it is asked before the draw"
-        assert {row["asked"] for row in rows} == {"local", "audit"}
-        assert 60 - local == len(behind.requests) and 5 <= len(behind.requests) <= 35
 
 
 def test_no_champion_a_broken_one_and_what_cannot_be_said_go_upstream(behind: Upstream) -> None:
@@ -186,6 +174,18 @@ def test_a_task_whose_answers_are_referred_to_goes_upstream(behind: Upstream) ->
         again = body | {"previous_response_id": answer.json()["id"]}
         assert httpx.post(url, json=again, headers=TOKEN).status_code == 404
         assert not is_local(httpx.post(url, json=body, headers=TOKEN))
+
+
+def test_a_stranger_cannot_switch_a_task_off(behind: Upstream) -> None:
+    behind.answer = whole(b'{"error": {"message": "who are you?"}}', "401 Unauthorized")
+    body = {"model": "m", "input": "x", "max_output_tokens": 16}
+    with champion_before(behind) as (running, _):
+        url, stranger = f"{running.url}/v1/responses", {"authorization": "Bearer sk-stranger"}
+        answer = httpx.post(url, json=body, headers=TOKEN)
+        referring = body | {"previous_response_id": answer.json()["id"]}
+        assert httpx.post(url, json=referring, headers=stranger).status_code == 401
+        assert httpx.get(f"{url}/{answer.json()['id']}", headers=stranger).status_code == 401
+        assert is_local(httpx.post(url, json=body, headers=TOKEN))
 
 
 # --------------------------------------------------------------------------- an unmodified client
@@ -309,7 +309,7 @@ def test_system_one_answers_carry_our_marks_in_the_body(behind: Upstream) -> Non
 
 def test_a_decision_is_plain_data() -> None:
     decision = LocalDecision("a", {"a": 0.7, "b": 0.3}, "v", "d", "answers")
-    assert decision.confidence == 0.7 and replace(decision, action="b").confidence == 0.3 and decision.audit == 0.05
+    assert decision.confidence == 0.7 and replace(decision, action="b").confidence == 0.3
 
 
 def test_another_task_is_not_served(behind: Upstream) -> None:

@@ -300,6 +300,7 @@ for thread in range(3):
 """
 
 
+@pytest.mark.slow
 def test_acknowledged_events_survive_a_kill(tmp_path: Path) -> None:
     acknowledged, rng = list[str](), random.Random(3)
     for life in range(4):

@@ -54,6 +54,7 @@ def gained(monkeypatch: pytest.MonkeyPatch) -> Callable[[KnowledgeBase], object]
     return lambda base: base.journal.append_scores(scores, scoring_rule(base.config))
 
 
+@pytest.mark.slow
 def test_final_fit_joins_the_pool_and_is_not_yet_proved(toy_base, day) -> None:
     toy_base(24)
     verdict = refresh("toy", day(24), cause="four days more")

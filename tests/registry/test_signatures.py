@@ -191,6 +191,7 @@ def test_a_registration_that_was_killed_before_it_was_signed_is_finished(three: 
     assert envelope(three, "1", "signature") == signature
 
 
+@pytest.mark.slow
 def test_each_promotion_and_roll_back_is_a_release_of_its_own(three: Registry) -> None:
     for version in "123":
         three.promote(version)

@@ -50,6 +50,7 @@ def test_sources_and_knowledge_base_give_the_same_report_and_nothing_is_written(
     assert weekly.teacher_calls == pytest.approx(rows, abs=121)
 
 
+@pytest.mark.slow
 def test_further_agent_files_are_played_beside_the_agents_own(agents: Path) -> None:
     other = agents / "wider.yaml"
     other.write_text((agents / "toy.yaml").read_text().replace("widths: [16, 8]", "widths: [4]"))
@@ -97,6 +98,7 @@ def test_the_commands_messages(run: Command, agents: Path) -> None:
     assert "every:4w@script" in " ".join(run("replay", "--help").stdout.split())
 
 
+@pytest.mark.slow
 def test_mlflow_gets_an_experiment_with_a_run_for_each_policy(agents: Path) -> None:
     config.use_embedded_defaults()
     report = replay("toy", ["never", "every:1w"], from_sources=True, **SHORT)

@@ -249,6 +249,7 @@ def test_invalid_options_are_reported_without_a_traceback(promoted: Installation
         assert message in result.stderr and "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_an_error(promoted: Installation) -> None:
     with start_server() as (process, address):
         port = int(address.rpartition(":")[2])

@@ -139,6 +139,7 @@ def test_a_locked_registry_is_reported_and_survived(promoted: Installation) -> N
     assert sorted(read_column("decisions", "decision_id")) == sorted(client.acknowledged)
 
 
+@pytest.mark.slow
 def test_the_status_command_reports_damaged_spools(promoted: Installation) -> None:
     folder = spool_folder("flights")
     folder.mkdir(parents=True)

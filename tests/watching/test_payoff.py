@@ -111,6 +111,7 @@ def test_an_inconclusive_challenger_becomes_champion_by_evidence(base: Knowledge
     assert format_reckoning(verdict) == ""  # the agent file asks for alarms
 
 
+@pytest.mark.slow
 def test_a_member_that_is_worse_on_a_slice_does_not_become_champion(
     base: KnowledgeBase, day: Day, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +214,7 @@ def test_a_person_must_approve_if_the_agent_file_says_so(base: KnowledgeBase, ag
     assert waiting.result == "awaiting_approval" and str(open_registry("toy").challenger()) == _choice(verdict).member
 
 
+@pytest.mark.slow
 def test_the_reckoning_reuses_a_proven_member_and_its_gain_is_measured(
     base: KnowledgeBase, agents: Path, day: Day
 ) -> None:

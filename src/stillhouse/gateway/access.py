@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 from urllib.parse import parse_qsl
 
 __all__ = ["OWN_HEADERS", "TASK_HEADER", "TOKEN_HEADER", "Access", "Caller", "is_credential"]
@@ -33,6 +34,7 @@ _HARMLESS_HEADERS = frozenset({b"idempotency-key", b"x-idempotency-key", b"autho
 _HARMLESS_PARAMETERS = frozenset({"api-version", "after", "before", "beta", "include", "limit", "order", "stream"})
 _MIN_SECRET_BYTES = 8
 """A shorter value is not searched for in bodies: it would be found by chance."""
+_Key, _Value = TypeVar("_Key"), TypeVar("_Value")
 _MAX_ACCEPTED = 20_000
 _MAX_MODEL_CHARACTERS = 256
 _SCHEMES = frozenset({b"bearer", b"basic", b"digest", b"negotiate", b"token"})
@@ -115,6 +117,7 @@ class Access:
         self._tenant_header = None if tenant is None else tenant.lower().encode("latin-1")
         self._credential_header = None if credential is None else credential.lower().encode("latin-1")
         self._accepted: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._known: OrderedDict[str, None] = OrderedDict()
 
     def read(self, headers: Headers, query: bytes) -> Caller:
         """The caller of a request.
@@ -164,16 +167,18 @@ class Access:
         accepted = self._accepted.get((caller.everything, model))
         return accepted is not None and self._clock() - accepted <= self._seconds
 
+    def was_accepted(self, caller: Caller) -> bool:
+        """Whether the upstream ever accepted the caller's credential here, for whatever model and however long ago."""
+        return caller.has_token or caller.everything in self._known
+
     def note(self, caller: Caller, model: str, status: int) -> None:
         """Remember how the upstream answered a request for this model."""
         if len(model) > _MAX_MODEL_CHARACTERS:
             return
         key = (caller.everything, model)
         if 200 <= status < 300:
-            self._accepted[key] = self._clock()
-            self._accepted.move_to_end(key)
-            if len(self._accepted) > _MAX_ACCEPTED:
-                self._accepted.popitem(last=False)
+            _put_last(self._accepted, key, self._clock())
+            _put_last(self._known, caller.everything, None)
         elif status in (401, 403, 404):
             self._accepted.pop(key, None)
 
@@ -198,6 +203,13 @@ class Access:
             digest.update(b"%d:%s=%d:" % (len(name), name, len(value)))
             digest.update(value)
         return digest.hexdigest()
+
+
+def _put_last(of: OrderedDict[_Key, _Value], key: _Key, value: _Value) -> None:
+    of[key] = value
+    of.move_to_end(key)
+    if len(of) > _MAX_ACCEPTED:
+        of.popitem(last=False)
 
 
 def _credential_parameters(query: bytes) -> list[tuple[str, str]]:

@@ -112,8 +112,11 @@ class Capture(Record):
 
     @property
     def agreed(self) -> bool | None:
-        """Whether the champion said what the upstream answered; None if one of them is not known."""
-        if self.action is None or self.local_action is None:
+        """Whether the champion said what the upstream answered; None if one of them was not asked.
+
+        An answer that is none of the actions, such as a refusal, is not what the champion said.
+        """
+        if self.asked == "local" or self.local_action is None:
             return None
         return self.action == self.local_action
 

@@ -20,6 +20,7 @@ __all__ = ["Champions"]
 
 _MAX_OPEN = 10_000  # decisions whose record has not come yet
 _MAX_CALLERS = 10_000  # whose shares are counted
+_NO_ACTION = ""  # an upstream's answer that is none of the actions: the champion does not agree with it
 
 
 class _Open(NamedTuple):
@@ -79,7 +80,6 @@ class Champions:
             version=pending.champion.version,
             decision_id=decision_id,
             standing=standing,
-            audit=0.0,  # the promise has its own draw
             allowed=not asked.rows or asked.allowed[0],
         )
 
@@ -89,8 +89,8 @@ class Champions:
             return
         with self._lock:
             found = self._open.pop(capture.decision_id, None)
-        if found is not None and capture.action is not None and self._counts(found, capture.caller):
-            found.agent.compare(found.pending, [capture.action])
+        if found is not None and self._counts(found, capture.caller):
+            found.agent.compare(found.pending, [_NO_ACTION if capture.action is None else capture.action])
 
     def _counts(self, decision: _Open, caller: str) -> bool:
         """Whether the promise may learn from a further answer to this caller; decided whatever the answer is.

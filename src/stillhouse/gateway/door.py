@@ -22,7 +22,7 @@ import httpcore
 from stillhouse.gateway import CLOSE_KEY, RELAY_KEY
 from stillhouse.gateway.access import TASK_HEADER, Access, Caller
 from stillhouse.gateway.captures import CaptureLog, Exchange, decode_request, read_questions
-from stillhouse.gateway.deciding import Asked, AuditDraw, Decider, LocalDecision
+from stillhouse.gateway.deciding import Asked, Decider, LocalDecision
 from stillhouse.gateway.protocols import PROTOCOLS, WireProtocol
 from stillhouse.gateway.protocols.messages import error_body
 from stillhouse.gateway.questions import ClosedQuestion, LocalAnswer, Unrecognised
@@ -108,7 +108,6 @@ class Door:
             joined=gateway.tenant == "joined",
             credential=gateway.credential,
         )
-        self._audit = AuditDraw(key)
         self.records = CaptureLog(gateway, store_path(), decider)
         self._counts: Counter[tuple[str, str]] = Counter()
 
@@ -147,7 +146,7 @@ class Door:
         protocol = PROTOCOLS.get(path) if scope["method"] == "POST" else None
         caller = self._access.read(scope["headers"], scope["query_string"])
         if protocol is None:
-            self._note_reference(path)
+            self._note_reference(path, caller)
             body = _Body(b"", _stream_body(b"", receive)) if _has_body(scope) else _Body(b"", None)
             return await self._pass_on(scope, receive, send, path, body, caller, None, None)
         began = time.time_ns() // 1000
@@ -190,9 +189,9 @@ class Door:
             return None
         return Exchange(protocol, secrets.token_hex(16), began, caller, body.read, name)
 
-    def _note_reference(self, path: str) -> None:
+    def _note_reference(self, path: str, caller: Caller) -> None:
         """Note that a request is about an earlier answer, as in ``GET /v1/responses/{id}``."""
-        if path.startswith("/v1/responses/"):
+        if path.startswith("/v1/responses/") and self._access.was_accepted(caller):
             self.records.refer(path[len("/v1/responses/") :].partition("/")[0][:200])
 
     def _fail(self, what: str, error: Exception) -> None:
@@ -207,7 +206,7 @@ class Door:
         decider, protocol, caller = self._decider, exchange.protocol, exchange.caller
         read = read_questions(protocol, exchange.request, exchange.task_name)
         if isinstance(read, Unrecognised):
-            if read.refers_to is not None:
+            if read.refers_to is not None and self._access.was_accepted(caller):
                 self.records.refer(read.refers_to)
             return None
         exchange.questions = read
@@ -227,7 +226,7 @@ class Door:
         exchange.decisions = tuple(decisions)
         can_say = self._can_say(read, decisions, keys)
         exchange.would_answer = can_say and all(decision.may_answer for decision in decisions)
-        exchange.asked = self._why_upstream(exchange, decisions, can_say)
+        exchange.asked = self._why_upstream(decisions, can_say)
         if exchange.asked == "local":
             return await self._answer(exchange, read, decisions, keys, send)
         if self.settings.abstain and exchange.asked in ("unsure", "not_local"):
@@ -247,14 +246,12 @@ class Door:
             return False
         return self.records.referred.isdisjoint(keys)
 
-    def _why_upstream(self, exchange: Exchange, decisions: Sequence[LocalDecision], can_say: bool) -> Asked:
+    def _why_upstream(self, decisions: Sequence[LocalDecision], can_say: bool) -> Asked:
         """Why the upstream has to be asked; ``local``: it has not."""
         standings = {decision.standing for decision in decisions}
         if "shadow" in standings:
             return "shadow"
-        # before anything that depends on what the champions say: an audit is blind
-        drawn = self._audit.is_audit(exchange.request_id, max(decision.audit for decision in decisions))
-        if drawn or "audit" in standings:
+        if "audit" in standings:
             return "audit"
         if "unsure" in standings:
             return "unsure"

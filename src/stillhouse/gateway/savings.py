@@ -52,7 +52,8 @@ class ComparedAnswers(Record):
 
     rows: int = Field(ge=0, description="questions that the champion would have answered, and the upstream has")
     agreed: int = Field(
-        ge=0, description="those that both answered alike; an answer that the champion does not know is none of them"
+        ge=0,
+        description="those that both answered alike; a refusal, or an answer that the champion does not know, is none",
     )
     share: float | None = Field(description="of the rows, those that agree; null: no rows")
     bound: float | None = Field(description="exact lower bound of that share; null: no rows")
@@ -200,9 +201,9 @@ class _Tally:
             if is_new:
                 self.timed += 1
                 self.local_ms += capture.ms or 0.0
-        elif capture.action is None:
-            self.unusable += 1
-        elif capture.would_answer and capture.asked in ("audit", "shadow"):
+            return
+        self.unusable += capture.action is None
+        if capture.would_answer and capture.asked in ("audit", "shadow"):
             self.compared[capture.asked, capture.action == capture.local_action] += 1
 
     def close(self, name: str, cost: UpstreamCost, confidence: float) -> SavedCalls:

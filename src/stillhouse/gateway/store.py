@@ -56,7 +56,7 @@ create table if not exists kept(               -- answers that an agent learns f
 );
 """
 
-_COMPARED = "(asked in ('shadow', 'audit') and action is not null and local_action is not null)"
+_COMPARED = "(asked in ('shadow', 'audit') and local_action is not null)"
 
 
 def store_path() -> Path:
