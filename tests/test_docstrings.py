@@ -80,7 +80,6 @@ ENTRY_POINTS = [
     "stillhouse.files:write_atomic",
     "stillhouse.frames:read_numbers",
     "stillhouse.gateway.access:Access",
-    "stillhouse.gateway.deciding:AuditDraw",
     "stillhouse.gateway.protocols",
     "stillhouse.gateway.protocols.closed:read_object",
     "stillhouse.gateway.settings:GatewaySettings",
