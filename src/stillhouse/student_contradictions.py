@@ -35,7 +35,7 @@ def read_contradictions(settings: AgentConfig, period: timedelta, *, examples: i
     now = base.resolve_time(None)
     window = base.window("compared", now - period, now)
     rows = base.join_labels(base.read_observations(window), window, now)
-    probs = {str(champion.model): np.asarray(champion.variant.predict_proba(rows))}
+    probs: dict[str, Array] = {str(champion.model): np.asarray(champion.variant.predict_proba(rows))}
     probs |= _teacher_probs(champion, base, rows)
     labels = rows["outcome"].to_numpy()
     return find_contradictions(champion.settings, window, rows, probs, labels, places=True, examples=examples)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stillhouse.champion import Champion
-from stillhouse.drift.decide import decide
+from stillhouse.drift.decide import Evidence, decide
 from stillhouse.drift.explain import rank_slices
 from stillhouse.drift.measure import make_drift_report
 from stillhouse.errors import WindowError
@@ -183,7 +183,8 @@ def _find_teacher_changes(
     test, asked = champion.baseline.test, None
     if changes and last_refresh is not None and as_of < last_refresh + (test.end - test.start):
         asked = watched.base.journal.verdict_at("watch", last_refresh)
-    known = {(change["teacher"], change["now"]) for change in asked.evidence.get("changes") or ()} if asked else set()
+    before = Evidence.model_validate(asked.evidence).changes if asked else ()
+    known = {(change.teacher, change.now) for change in before}
     return tuple(change.model_copy(update={"tried": (change.teacher, change.now) in known}) for change in changes)
 
 
