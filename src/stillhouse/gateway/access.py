@@ -34,7 +34,8 @@ _HARMLESS_HEADERS = frozenset({b"idempotency-key", b"x-idempotency-key", b"autho
 _HARMLESS_PARAMETERS = frozenset({"api-version", "after", "before", "beta", "include", "limit", "order", "stream"})
 _MIN_SECRET_BYTES = 8
 """A shorter value is not searched for in bodies: it would be found by chance."""
-_Key, _Value = TypeVar("_Key"), TypeVar("_Value")
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 _MAX_ACCEPTED = 20_000
 _MAX_MODEL_CHARACTERS = 256
 _SCHEMES = frozenset({b"bearer", b"basic", b"digest", b"negotiate", b"token"})
