@@ -31,7 +31,7 @@ PHYSICS = {  # from this week on; lengths are half the pole's, in m; kg; N
     10: {"length": 1.5, "masspole": 0.3, "masscart": 1.0, "force_mag": 10.0},  # a longer, heavier pole
     14: {"length": 2.5, "masspole": 0.5, "masscart": 1.5, "force_mag": 12.0},  # and a heavier cart with another motor
 }
-STATE = ["x", "v", "theta", "omega"]  # m, m/s, rad, rad/s
+STATE = pd.Index(["x", "v", "theta", "omega"])  # m, m/s, rad, rad/s
 START = np.array([0.5, 0.5, 0.1, 0.5])  # largest deviation at the start of an episode
 SEED = int(os.environ.get("STILLHOUSE_EXAMPLE_SEED", "0"))
 NOMINAL = np.array([-0.86, -1.08, -7.17, -1.74])  # the LQR of gymnasium's own cart

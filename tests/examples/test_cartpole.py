@@ -112,8 +112,9 @@ def test_a_change_is_noticed_and_learned_and_judged_by_episodes() -> None:
     result = demo(agent="cartpole", bootstrap_weeks=2)
     calm, changed, after = result.weeks
     assert calm.quality_champion > 190 and calm.gate == "" and calm.response == "hold"
-    assert changed.quality_champion < 50 and changed.gate == "promoted"
-    assert after.quality_champion > 170 > 50 > after.quality_static and after.quality_teacher > 170
+    assert changed.quality_champion < 180 and changed.gate == "promoted"
+    assert after.quality_champion > 0.85 * after.quality_teacher > 150
+    assert after.quality_champion > after.quality_static + 20
     journal = KnowledgeBase(load_config("cartpole")).journal
     gate = journal.verdicts("gate")[-1]
     certificate = gate.evidence["certificate"]
