@@ -43,7 +43,8 @@ CLAIM = (
 )
 OTHERS = ("flights", "router")
 """Agents with benchmarks of their own."""
-SEEDS = (0, 1, 2)
+SEEDS = (1, 2, 3)
+"""Settings of two examples were changed after a run under seed 0."""
 MIN_GAIN = 0.001
 """As a share of the measure's range: above 0, so that a champion that never changed does not pass."""
 HELD_WEEKS = 3
