@@ -24,6 +24,7 @@ from stillhouse.drift.decide import decide_from_evidence
 from stillhouse.evaluate import gate
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.promoting import promote_version
+from stillhouse.quality import Policy
 from stillhouse.records import ChampionChoice, PoolState, Reckoning, Verdict
 from stillhouse.shown import escape_markdown
 from stillhouse.variant import Variant
@@ -115,16 +116,21 @@ def test_an_inconclusive_challenger_becomes_champion_by_evidence(base: Knowledge
 def test_a_member_that_is_worse_on_a_slice_does_not_become_champion(
     base: KnowledgeBase, day: Day, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, align = _champion(), payoff.align_probs
+    first, make_policy = _champion(), payoff.make_policy
 
-    def swap_in_the_north(variant: Variant, rows: pd.DataFrame, actions: Sequence[str]) -> Any:
+    def swap_in_the_north(variant: Variant, actions: Sequence[str]) -> Policy:
         """There the old champion is right and its challenger is wrong."""
-        probs = align(variant, rows, actions)
-        north = (rows["place"] == "north").to_numpy()
-        probs[north] = probs[north, ::-1]
-        return probs
+        policy = make_policy(variant, actions)
 
-    monkeypatch.setattr(payoff, "align_probs", swap_in_the_north)
+        def predict(rows: pd.DataFrame) -> Any:
+            probs = policy(rows)
+            north = (rows["place"] == "north").to_numpy()
+            probs[north] = probs[north, ::-1]
+            return probs
+
+        return predict
+
+    monkeypatch.setattr(payoff, "make_policy", swap_in_the_north)
     verdict = stillhouse.watch("toy", day(57))
     choice = _choice(verdict)
     assert choice.action == "keep" and _champion() == first and "on place=north" in choice.text
