@@ -136,9 +136,7 @@ def main() -> None:
     for shown in (wide, means):
         sys.stdout.write(shown.round(3).to_string() + "\n\n")
     milliseconds = time_ranking(offers[-1])
-    sys.stdout.write(
-        f"a ranking of {len(offers[-1])} candidates takes {milliseconds:.1f} ms (median), without its recording\n"
-    )
+    sys.stdout.write(f"a ranking of {len(offers[-1])} candidates: {milliseconds:.1f} ms (median), not recorded\n")
     content = {"weeks": table, "means": means.to_dict("index"), "rank_300_ms": milliseconds}
     (folder / "rankings.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
