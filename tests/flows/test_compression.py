@@ -127,6 +127,7 @@ def test_recalibration_does_not_train(day, agents: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_refresh_distils_if_it_cannot_recalibrate(day, agents: Path) -> None:
     ingest("toy", day(0), day(20))
     verdict = flows.refresh.refresh(

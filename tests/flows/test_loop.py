@@ -164,6 +164,7 @@ def test_kept_teacher_labels_only_new_rows(toy_base, day) -> None:
     )
 
 
+@pytest.mark.slow
 def test_promotion_and_rollback_by_hand(final_fit, toy_base) -> None:
     base = toy_base()
     champion = open_registry("toy").champion()
@@ -180,6 +181,7 @@ def test_promotion_and_rollback_by_hand(final_fit, toy_base) -> None:
     assert open_registry("toy").champion() == champion
 
 
+@pytest.mark.slow
 def test_refused_challenger_keeps_the_champion(toy_base, day, agents: Path) -> None:
     toy_base(24)
     champion = open_registry("toy").champion()

@@ -14,6 +14,7 @@ from tests.flows.test_loop import artifacts
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
+@pytest.mark.slow
 def test_the_flow_publishes_a_table_and_a_figure(agents: Path) -> None:
     report = replay(agent="toy", policies=["never", "every:1w"], first_weeks=3, weeks=2, from_sources=True)
     assert len(report.policies) == 2

@@ -634,6 +634,7 @@ def test_a_missing_column_is_named_with_the_closest_match(tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.slow
 def test_rows_of_a_truncated_file_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_run, "_CHUNK_ROWS", 100)
     base, path = make(tmp_path), write(tmp_path / "a.csv.gz", logged(0, 5000))

@@ -190,6 +190,7 @@ def test_without_a_champion_the_agent_records_observations(installation: Install
     assert set(ids) < set(read_table("observations")["observation_id"]) and len(read_table("decisions")) == 1
 
 
+@pytest.mark.slow
 def test_ten_swaps_under_load_neither_fail_nor_lose_a_decision(promoted: Installation) -> None:
     decided, errors, stop = list[tuple[str, str]](), list[BaseException](), threading.Event()
 
