@@ -98,6 +98,26 @@ def test_the_line_is_written_whichever_thread_is_first(ending: str) -> None:
     assert (process.returncode, process.stderr) == (130, "interrupted: go on\n")
 
 
+EARLY = """
+import os, runpy, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+runpy.run_module({module!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("module", ["stillhouse", "flows"])
+def test_an_interrupt_while_modules_are_imported_is_answered_too(module: str) -> None:
+    command = [sys.executable, "-c", EARLY.format(module=module)]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (130, "interrupted: nothing was begun; run the same command again\n")
+
+
 @pytest.mark.slow
 def test_code_that_goes_on_is_left_after_a_few_seconds_or_at_the_second_time(start: Start, tmp_path: Path) -> None:
     (tmp_path / "stubborn").touch()

@@ -18,7 +18,7 @@ import typer
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from flows.__main__ import app as flows_app  # noqa: E402
+from flows.by_hand import app as flows_app  # noqa: E402
 from stillhouse.cli import app as engine_app  # noqa: E402
 
 _TYPES: dict[Any, str] = {int: "number", float: "number", Path: "path", datetime: "time"}
