@@ -2,10 +2,9 @@
 
 The agent pushes the cart left or right, 50 times a second. Its quality is the return of an episode: the steps until the
 pole falls or the cart leaves its track, at most 200. Each day it plays six episodes, decided by the champion, or by
-`NOMINAL` before there is one, and some pairs of neighbouring states are recorded. So the rows are states that the
-student visits itself (DAgger: Ross, Gordon and Bagnell 2011). The teacher is an LQR, the linear controller that
-minimises squared deviations, of a linear model fitted to the transitions that the agent has lived through in two days.
-The outcome of a state is what the LQR of its day would do, known a day later. No column shows when the physics change.
+`NOMINAL` before there is one, and some pairs of neighbouring states are recorded: states that the student visits itself
+(DAgger: Ross, Gordon and Bagnell 2011). The teacher is an LQR of a linear model fitted to the transitions of two days.
+The outcome of a state is what the LQR of its day would do, known a day later. No column shows the physics.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,8 +31,7 @@ PHYSICS = {  # from this week on; lengths are half the pole's, in m; kg; N
     10: {"length": 1.5, "masspole": 0.3, "masscart": 1.0, "force_mag": 10.0},  # a longer, heavier pole
     14: {"length": 2.5, "masspole": 0.5, "masscart": 1.5, "force_mag": 12.0},  # and a heavier cart with another motor
 }
-STATE = pd.Index(["x", "v", "theta", "omega"])  # m, m/s, rad, rad/s
-START = np.array([0.5, 0.5, 0.1, 0.5])  # largest deviation at the start of an episode
+STATE, START = pd.Index(["x", "v", "theta", "omega"]), np.array([0.5, 0.5, 0.1, 0.5])  # m, m/s, rad, rad/s
 SEED = int(os.environ.get("STILLHOUSE_EXAMPLE_SEED", "0"))
 NOMINAL = np.array([-0.86, -1.08, -7.17, -1.74])  # the LQR of gymnasium's own cart
 DAY = pd.Timedelta(days=1)
@@ -129,13 +128,14 @@ def fit_lqr(rows: pd.DataFrame) -> Array:
 
 
 class Lqr:
-    """A teacher: the LQR of the newest two days in the knowledge base; with `gain`, an earlier one."""
+    """A teacher: the LQR with this `gain`, `[4]`; :meth:`at` fits it to what the agent has lived through."""
 
     def __init__(self, gain: list[float] | None = None) -> None:
-        if gain is None:
-            newest = KnowledgeBase(load_config("cartpole")).observed_until() or FIRST_DAY + 2 * DAY
-            gain = fit_lqr(_lived(pd.Timestamp(newest) - 2 * DAY, pd.Timestamp(newest))).tolist()
-        self.gain = gain
+        self.gain = gain or NOMINAL.tolist()
+
+    def at(self, now: datetime, taught_until: datetime) -> Self:
+        """Return the LQR of the last two days of the training window: the same until another refresh."""
+        return type(self)(fit_lqr(_lived(taught_until - 2 * DAY, taught_until)).tolist())
 
     def predict_proba(self, rows: pd.DataFrame) -> Array:
         """Return the probabilities of left and right, `[n, 2]`: even where the LQR would hardly push."""

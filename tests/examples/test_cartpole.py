@@ -90,7 +90,9 @@ def test_sources_agree_and_give_the_same_rows_in_parts() -> None:
 
 @pytest.mark.usefixtures("agent")
 def test_a_stored_teacher_answers_as_before(tmp_path: Path) -> None:
-    teacher = cartpole.Lqr()
+    until = cartpole.FIRST_DAY + 9 * cartpole.DAY
+    teacher = cartpole.Lqr().at(until + cartpole.DAY, until)
+    assert teacher.gain == cartpole.Lqr().at(until + 7 * cartpole.DAY, until).gain != cartpole.Lqr().gain, "as taught"
     teacher.save(tmp_path)
     rows = pd.DataFrame(np.eye(4), columns=cartpole.STATE)
     loaded = cartpole.Lqr.load(tmp_path)
