@@ -44,8 +44,8 @@ from benchmarks.router_peers.rules import AGREEMENT, CONFIDENCE
 from benchmarks.router_playing import CONTENDERS, OURS, play
 
 CLAIM = (
-    "at a promised agreement with a language model, a student of 3 MB answers more of its traffic than any peer of "
-    "that size, and keeps the promise while the traffic drifts"
+    "at a promised agreement with a language model, a student of 3 MB answers more of its traffic than most peers of "
+    "that size, by less than the goal, and breaks the promise more often than promised while the traffic drifts"
 )
 MAX_BYTES, MAX_MS = 3_000_000, 0.3
 TASKS = {"banking77": banking77, "clinc150": clinc150}
@@ -232,10 +232,9 @@ def goals_of(results: Results) -> list[Goal]:
             values = ratios(by_seed, small=True)
             goals.append(Goal(f"{task}_coverage_ratio", 1.1, "higher", *_spread(values)))
     if all(map(_has_ours, results.values())):
-        values = [p_value(*breaches({task: by_seed}, OURS)) for task, by_seed in results.items()]
-        goals.append(
-            Goal("breaches_p_value", 0.05, "higher", p_value(*breaches(results, OURS)), min(values), max(values))
-        )
+        together = p_value(*breaches(results, OURS))
+        values = [together, *(p_value(*breaches({task: by_seed}, OURS)) for task, by_seed in results.items())]
+        goals.append(Goal("breaches_p_value", 0.05, "higher", together, min(values), max(values)))
         every = [by_contender[OURS] for by_seed in results.values() for by_contender in by_seed.values()]
         goals.append(Goal("student_megabytes", 3.0, "lower", *_spread([result["bytes"] / 1e6 for result in every])))
         goals.append(Goal("student_ms", MAX_MS, "lower", *_spread([result["ms"] for result in every])))
