@@ -44,8 +44,8 @@ from benchmarks.router_peers.rules import AGREEMENT, CONFIDENCE
 from benchmarks.router_playing import CONTENDERS, OURS, play
 
 CLAIM = (
-    "at a promised agreement with a language model, a student of 3 MB answers more of its traffic than most peers of "
-    "that size, by less than the goal, and breaks the promise more often than promised while the traffic drifts"
+    "at a promised agreement with a language model, a student of 3 MB answers more of its traffic than any peer of "
+    "that size, and keeps the promise while the traffic drifts"
 )
 MAX_BYTES, MAX_MS = 3_000_000, 0.3
 TASKS = {"banking77": banking77, "clinc150": clinc150}
