@@ -98,17 +98,17 @@ def states(start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
 
 def hindsight(start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
     """Return what the LQR of its day would do in each recorded state of `[start, end)`, known a day later."""
-    rows = _lived(start, end)
+    rows = _read_transitions(start, end)
     for day, of_day in rows.groupby(rows["observed_at"].dt.normalize()):
-        decide = _linear(fit_lqr(_lived(day, day + DAY)))
+        decide = _linear(fit_lqr(_read_transitions(day, day + DAY)))
         rows.loc[of_day.index, "action"] = np.where(decide(of_day[STATE].to_numpy()), "right", "left")
     return rows.assign(known_at=rows["observed_at"] + DAY)[["observation_id", "observed_at", "known_at", "action"]]
 
 
-def _lived(start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
+def _read_transitions(start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
     """Return the states of a period with the `push` in each, by time: what the knowledge base holds, or would hold."""
     base = KnowledgeBase(load_config("cartpole"))
-    window = base.window("lived", start, end)
+    window = base.window("transitions", start, end)
     stored = base.read_observations(window)
     rows = stored if len(stored) else states(start, end)
     decided = base.read("decisions", window, ["observation_id", "action"]).set_index("observation_id")["action"]
@@ -133,9 +133,9 @@ class Lqr:
     def __init__(self, gain: list[float] | None = None) -> None:
         self.gain = gain or NOMINAL.tolist()
 
-    def at(self, now: datetime, taught_until: datetime) -> Self:
+    def at(self, now: datetime, training_end: datetime) -> Self:
         """Return the LQR of the last two days of the training window: the same until another refresh."""
-        return type(self)(fit_lqr(_lived(taught_until - 2 * DAY, taught_until)).tolist())
+        return type(self)(fit_lqr(_read_transitions(training_end - 2 * DAY, training_end)).tolist())
 
     def predict_proba(self, rows: pd.DataFrame) -> Array:
         """Return the probabilities of left and right, `[n, 2]`: even where the LQR would hardly push."""

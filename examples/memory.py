@@ -53,27 +53,27 @@ class Memory:
     A memory at distance d and of age a votes with the weight exp(−d²/(2 reach²)) · 2^(−a / half_life).
 
     :param near: number of memories that vote (≥ 1); `reach` is in the unit of the columns, `half_life` in days.
-    :param taught_until: end of the training window, ISO 8601; None: there is none.
+    :param training_end: end of the training window, ISO 8601; None: there is none.
     """
 
-    def __init__(self, near: int = 40, reach: float = 0.15, half_life: float = 2.0, taught_until: str | None = None):
-        self.settings = {"near": near, "reach": reach, "half_life": half_life, "taught_until": taught_until}
+    def __init__(self, near: int = 40, reach: float = 0.15, half_life: float = 2.0, training_end: str | None = None):
+        self.settings = {"near": near, "reach": reach, "half_life": half_life, "training_end": training_end}
         self.near, self.reach, self.ageing, self._seen = near, reach, np.log(2) / half_life / _DAY, list[Any]()
-        self.taught_until = -np.inf if taught_until is None else pd.Timestamp(taught_until).timestamp()
+        self.training_end = -np.inf if training_end is None else pd.Timestamp(training_end).timestamp()
 
-    def at(self, now: datetime, taught_until: datetime) -> Self:
-        """Return the memory for a student whose training rows end at `taught_until`."""
-        return type(self)(**{**self.settings, "taught_until": taught_until.isoformat()})
+    def at(self, now: datetime, training_end: datetime) -> Self:
+        """Return the memory for a student whose training rows end at `training_end`."""
+        return type(self)(**{**self.settings, "training_end": training_end.isoformat()})
 
     def use_knowledge_base(self, base: KnowledgeBase) -> None:
         """Search this knowledge base."""
         self.base = base
 
     def predict_proba(self, rows: pd.DataFrame) -> Array:
-        """Return float64 `[n, K]`, each row by what was known at the later of its own time and `taught_until`."""
+        """Return float64 `[n, K]`, each row by what was known at the later of its own time and `training_end`."""
         memories, actions = self.recall(), len(self.base.config.actions)
         columns = rows[list(self.base.config.observations.numbers)].to_numpy(dtype=np.float32)
-        asked_at = np.maximum(_seconds(rows["observed_at"]), self.taught_until)
+        asked_at = np.maximum(_seconds(rows["observed_at"]), self.training_end)
         own = memories[0].get_indexer(rows["observation_id"]) if memories else asked_at
         votes = np.full((len(rows), actions), _PRIOR / actions)
         for start in range(0, len(rows) if memories else 0, _CHUNK):

@@ -55,7 +55,7 @@ class Rules:
     def __init__(self, file: str | None = None, fixed: bool = False) -> None:
         self.versions, self.fixed = _read(Path(file) if file else FILE), fixed
 
-    def at(self, now: datetime, taught_until: datetime) -> Self:
+    def at(self, now: datetime, training_end: datetime) -> Self:
         """Return the rules that are in force at `now`; they are taught for older orders too."""
         rules, last = type(self)(fixed=True), _in_force(self.versions, pd.Series([pd.Timestamp(now)]))[0]
         rules.versions = self.versions[: last + 1]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from uuid import uuid4
 
 import numpy as np
@@ -25,7 +25,7 @@ from stillhouse.knowledge import KnowledgeBase
 from stillhouse.knowledge.content import content_keys, tidy
 from stillhouse.knowledge.importing.source import ImportSource
 from stillhouse.knowledge.log_files import LogFile
-from stillhouse.quality import ACCURACY, Measure, Policy, get_measure
+from stillhouse.quality import ACCURACY, Answers, Measure, Policy, get_measure
 from stillhouse.records import EvaluatedModel, Evaluation, IntervalEstimate, Window
 from stillhouse.stats import cluster_ids, replace_non_finite
 from stillhouse.teachers.answers import Allowance
@@ -246,7 +246,7 @@ def evaluate(
             notes.append(f"{contestant.name} is not scored: it reads the columns {missing}, which the agent file lacks")
             continue
         policy = make_policy(contestant.champion.variant, settings.actions)
-        answers = _Answers(policy(rows), measure.play(policy, rows))
+        answers = Answers(policy(rows), measure.play(policy, rows))
         models.append(scorer.score(contestant.role, contestant.name, answers, of_champion))
         of_champion = answers if contestant is champion else of_champion
     if len(contestants) == 1:
@@ -258,7 +258,7 @@ def evaluate(
         answered, loaded = ~np.isnan(probs[:, 0]), champion.champion
         played = measure.play(_make_teacher_policy(loaded, settings.actions), rows)
         if answered.any() and measure.for_labels(labels[answered], probs.shape[1], played) is measure:
-            models.append(scorer.score("teacher", str(loaded.baseline.teacher), _Answers(probs, played), of_champion))
+            models.append(scorer.score("teacher", str(loaded.baseline.teacher), Answers(probs, played), of_champion))
     return Evaluation(
         agent=settings.agent,
         files=labelled.files,
@@ -342,17 +342,6 @@ def _make_teacher_policy(champion: Champion, actions: Sequence[str]) -> Policy |
     return lambda rows: align_actions(champion.teacher.predict_proba(rows), champion.actions, actions)
 
 
-class _Answers(NamedTuple):
-    """What a model answers on the rows.
-
-    :param probs: ``[n, K]``.
-    :param episodes: scores of the episodes that it plays ``[m]``; None: the measure is one of rows, or it plays none.
-    """
-
-    probs: Array
-    episodes: Array | None
-
-
 @dataclass(frozen=True)
 class _Scorer:
     """Scores models on the same rows.
@@ -370,15 +359,15 @@ class _Scorer:
         self,
         role: Literal["champion", "previous", "version", "teacher"],
         name: str,
-        answers: _Answers,
-        champion: _Answers | None,
+        answers: Answers,
+        champion: Answers | None,
     ) -> EvaluatedModel:
         """A model's record.
 
         :param answers: rows of a teacher that are NaN are left out, and those of a variant are the worst answer.
         :param champion: the champion's answers; None: this is the champion.
         """
-        probs, episodes = answers
+        probs, episodes = answers.probs, answers.episodes
         mask = ~np.isnan(probs[:, 0]) if role == "teacher" else np.ones(len(probs), dtype=bool)
         rows, labels, clusters = self.rows[mask], self.labels[mask], self.clusters[mask]
         probs = replace_non_finite(probs[mask], labels)
@@ -393,14 +382,13 @@ class _Scorer:
             difference=None
             if champion is None
             else self._compare(
-                rows, labels, _Answers(probs, episodes), _Answers(champion.probs[mask], champion.episodes), clusters
+                rows, labels, Answers(probs, episodes), Answers(champion.probs[mask], champion.episodes), clusters
             ),
         )
 
     def _compare(
-        self, rows: pd.DataFrame, labels: Array, answers: _Answers, champion: _Answers, clusters: Array
+        self, rows: pd.DataFrame, labels: Array, answers: Answers, champion: Answers, clusters: Array
     ) -> IntervalEstimate | None:
-        played = (answers.episodes, champion.episodes)
         comparison = compare_models(
             "file",
             labels,
@@ -410,7 +398,7 @@ class _Scorer:
             clusters,
             measure=self.measure,
             rows=rows,
-            episodes=None if played[0] is None or played[1] is None else (played[0], played[1]),
+            episodes=(answers.episodes, champion.episodes),
         )
         if comparison is None:
             return None

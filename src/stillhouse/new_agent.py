@@ -10,16 +10,15 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from stillhouse.config.base import NAME_PATTERN
 from stillhouse.config.explain import suggest
 from stillhouse.errors import ConfigError
 from stillhouse.files import write_atomic
 
 __all__ = ["copy_example", "list_examples"]
 
-_NAME = r"[a-z][a-z0-9_-]{0,62}"  # of an agent, as in the agent file
 _TEST = "agent_test.py"
 """The test of every example, in the folder ``examples``; it finds the agent file by its own name."""
-
 
 _LOADERS = "load_config|load_champion|open_registry|Agent|Registry"
 """What Python calls with the name of its own agent."""
@@ -48,7 +47,7 @@ def copy_example(name: str, like: str, folder: Path) -> list[Path]:
     :returns: the agent file first, then the Python, other files of the example, and the test.
     :raises ConfigError: if the name is not one of an agent, there is no such example, or a file exists already.
     """
-    if not re.fullmatch(_NAME, name):
+    if not re.fullmatch(NAME_PATTERN, name):
         raise ConfigError(
             f"{name[:80]!r} is no name of an agent: it has small letters, digits, _ and -, and begins with a letter"
         )

@@ -62,9 +62,9 @@ class ReadyTeacher(Protocol):
     - ``bytes_elsewhere: int``: size of files that it needs and does not save, such as an encoder in a package.
     - ``features(rows) -> float32 [n, D]``: hidden representation of the rows, always of the same width D, for students
       to match (``features: true`` in the agent file).
-    - ``at(now, taught_until) -> ReadyTeacher``: the teacher as a refresh at ``now`` uses it, whose training rows were
-      observed before ``taught_until`` (moments in UTC). For rules with dated versions, and for what reads outcomes: it
-      must not know of outcomes that became known later than a row, or than ``taught_until``, if that is later. Each
+    - ``at(now, training_end) -> ReadyTeacher``: the teacher as a refresh at ``now`` uses it, whose training rows were
+      observed before ``training_end`` (moments in UTC). For rules with dated versions, and for what reads outcomes: it
+      must not know of outcomes that became known later than a row, or than ``training_end``, if that is later. Each
       watch calls it again; if the files or the fingerprint then differ from those of the champion's teacher, the
       teacher was changed, and the watch asks for a refresh.
     - ``overrules(rows) -> bool [n]``: rows whose outcome teaches nothing, because it followed rules that have changed

@@ -32,6 +32,7 @@ __all__ = [
     "ACCURACY",
     "AGREEMENT",
     "AUC",
+    "Answers",
     "Episodes",
     "Measure",
     "Policy",
@@ -67,6 +68,22 @@ class Episodes:
 
     count: int
     scores: EpisodeScores
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answers on a window.
+
+    :param probs: of the rows ``[n, K]``.
+    :param episodes: scores of the episodes that it plays ``[m]``; None: the measure is one of rows, or it plays none.
+    """
+
+    probs: Array
+    episodes: Array | None = None
+
+    def select(self, mask: Array) -> Answers:
+        """The answers to some rows; episodes are those of a whole window, so there are none."""
+        return Answers(self.probs[mask])
 
 
 @dataclass(frozen=True)

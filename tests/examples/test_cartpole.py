@@ -65,12 +65,12 @@ def test_the_same_seed_is_the_same_episode_whoever_else_plays() -> None:
 
 
 @pytest.mark.usefixtures("agent")
-def test_the_teacher_learns_from_what_was_lived_through_and_forgets_nothing() -> None:
+def test_the_teacher_learns_from_recorded_transitions_and_forgets_nothing() -> None:
     assert mean_return(cartpole.NOMINAL, 0) == 200
     worlds = sorted(cartpole.PHYSICS)
     for before, week in pairwise(worlds):
         start = cartpole.FIRST_DAY + week * WEEK
-        new = cartpole.fit_lqr(cartpole._lived(start, start + 2 * cartpole.DAY))
+        new = cartpole.fit_lqr(cartpole._read_transitions(start, start + 2 * cartpole.DAY))
         assert mean_return(cartpole.NOMINAL, week) < 40 < 150 < mean_return(new, week)
         assert mean_return(new, before) > 190
 

@@ -27,11 +27,11 @@ class Dated:
     bases: ClassVar[list[KnowledgeBase]] = []
     wrong: ClassVar[object] = None
 
-    def __init__(self, moves: float = 0.2, taught_until: str = "") -> None:
-        self.moves, self.taught_until = moves, taught_until
+    def __init__(self, moves: float = 0.2, training_end: str = "") -> None:
+        self.moves, self.training_end = moves, training_end
 
-    def at(self, now: datetime, taught_until: datetime) -> object:
-        return self.wrong or Dated(0.9 if now >= self.begins else self.moves, taught_until.isoformat())
+    def at(self, now: datetime, training_end: datetime) -> object:
+        return self.wrong or Dated(0.9 if now >= self.begins else self.moves, training_end.isoformat())
 
     def use_knowledge_base(self, base: KnowledgeBase) -> None:
         self.bases.append(base)
@@ -40,7 +40,7 @@ class Dated:
         return np.tile([1 - self.moves, self.moves], (len(rows), 1))
 
     def save(self, folder: Path) -> None:
-        (folder / "dated.json").write_text(json.dumps([self.moves, self.taught_until]))
+        (folder / "dated.json").write_text(json.dumps([self.moves, self.training_end]))
 
     @classmethod
     def load(cls, folder: Path) -> Dated:

@@ -76,7 +76,10 @@ def _require_visible_text(value: str) -> str:
 
 Duration = Annotated[timedelta, BeforeValidator(_to_timedelta)]
 PositiveDuration = Annotated[Duration, AfterValidator(_require_positive)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,62}$"
+"""Of an agent and of a teacher: a lower-case letter, then lower-case letters, digits, _ or -."""
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Action = Annotated[str, AfterValidator(_require_visible_text)]
 """Any text. No file and no metric is named after an action; tables, JSON and ``p_<action>`` hold it unchanged."""
 Target = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]

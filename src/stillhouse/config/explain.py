@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from stillhouse.config.base import TAGS
+from stillhouse.config.base import NAME_PATTERN, TAGS
 
 __all__ = ["as_written", "duplicate_keys", "explain_errors", "find_repeated", "suggest"]
 
@@ -189,7 +189,7 @@ _TEMPLATES = {
 """Message by the beginning of pydantic's error type."""
 
 _PATTERNS = {
-    r"^[a-z][a-z0-9_-]{0,62}$": "a name: a lower-case letter, then lower-case letters, digits, _ or -, at most 63",
+    NAME_PATTERN: "a name: a lower-case letter, then lower-case letters, digits, _ or -, at most 63",
     r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$": "of the form 'package.module:object'",
     r"^[0-9a-f]{16}$": "the key of a task: 16 hexadecimal digits, as `stillhouse tasks` lists it",
     r"^sha256:[0-9a-f]{64}$": "'sha256:' and 64 hexadecimal digits, as in the message that refuses the model",

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from stillhouse.config.agent import AgentConfig
+from stillhouse.config.base import NAME_PATTERN
 from stillhouse.config.bounded_yaml import read_yaml
 from stillhouse.config.explain import duplicate_keys, explain_errors
 from stillhouse.config.paths import agents_folder
@@ -35,7 +36,7 @@ def load(agent: str) -> AgentConfig:
     """
     folder = agents_folder()
     names = sorted(path.stem for path in folder.glob("*.yaml"))
-    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", agent) or agent not in names:
+    if not re.fullmatch(NAME_PATTERN, agent) or agent not in names:
         close = difflib.get_close_matches(agent, names, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names) or 'none'}"
         raise ConfigError(f"no agent {agent!r} in {folder} ({hint}); STILLHOUSE_AGENTS names another folder")

@@ -52,7 +52,7 @@ def compare_models(
     *,
     measure: Measure | None = None,
     rows: pd.DataFrame | None = None,
-    episodes: tuple[Array, Array] | None = None,
+    episodes: tuple[Array | None, Array | None] = (None, None),
     role: ComparisonRole = "non_inferior",
     can_grow: bool = True,
 ) -> Comparison | None:
@@ -92,7 +92,7 @@ def compare_models(
     :param measure: None: the AUC for two actions, the accuracy for more.
     :param rows: the observations, for a score of the user's own.
     :param episodes: the scores of the episodes that challenger and champion have played, each ``[m]``, for a score of
-        episodes.
+        episodes; rows are compared unless both have played.
     :param role: what the gate asks of this comparison.
     :param can_grow: whether later labels add rows.
     :returns: None if there are no rows; for the AUC, if fewer than ten rows have one of the labels or there are fewer
@@ -101,7 +101,8 @@ def compare_models(
     if not len(labels):
         return None
     named = measure or decision_measure(challenger.shape[1])
-    measure, played = (named, episodes) if episodes is not None and named.episodes else (named.of_rows, (None, None))
+    both_played = named.episodes is not None and all(scores is not None for scores in episodes)
+    measure, played = (named, episodes) if both_played else (named.of_rows, (None, None))
     margin *= measure.span / named.span
     challenger, champion = replace_non_finite(challenger, labels), replace_non_finite(champion, labels)
     scores = [measure.scores(p, labels, rows, e) for p, e in zip((challenger, champion), played, strict=True)]

@@ -21,7 +21,7 @@ from stillhouse.evaluate.scorecard import (
 )
 from stillhouse.evaluate.sources import Role, describe_model
 from stillhouse.latency import measure_latency
-from stillhouse.quality import ACCURACY, AGREEMENT, Measure, Policy, get_measure
+from stillhouse.quality import ACCURACY, AGREEMENT, Answers, Measure, Policy, get_measure
 from stillhouse.records import Comparison, ComparisonRole, Latency, ModelSource, Proof, Refresh, Scorecard
 from stillhouse.stats import cluster_ids, replace_non_finite
 
@@ -157,37 +157,21 @@ def prove(
     )
 
 
-@dataclass(frozen=True)
-class _Answers:
-    """What a model answers on a window.
-
-    :param probs: of the rows ``[n, K]``.
-    :param episodes: scores of the episodes that it plays ``[m]``; None: the measure is one of rows, or it plays none.
-    """
-
-    probs: Array
-    episodes: Array | None = None
-
-    def select(self, mask: Array) -> _Answers:
-        """The answers to some rows; episodes are those of a whole window."""
-        return _Answers(self.probs[mask])
-
-
-def _answer(contender: Contender, rows: pd.DataFrame, measure: Measure, *, raw: bool = False) -> _Answers:
+def _answer(contender: Contender, rows: pd.DataFrame, measure: Measure, *, raw: bool = False) -> Answers:
     """The model's answers to all rows.
 
     :param raw: keep what is not finite: rows that a teacher was not asked about.
     """
     probs = contender.predict(rows)
     probs = probs if raw else replace_non_finite(probs, rows["outcome"].to_numpy())
-    return _Answers(probs, measure.play(contender.policy, rows))
+    return Answers(probs, measure.play(contender.policy, rows))
 
 
 def _make_scorecard(
     config: AgentConfig,
     measure: Measure,
     contender: Contender,
-    answers: Mapping[str, _Answers],
+    answers: Mapping[str, Answers],
     windows: Mapping[str, pd.DataFrame],
     latency: Latency | None,
     teacher_probs: Array,
@@ -195,7 +179,7 @@ def _make_scorecard(
 ) -> Scorecard:
     has_teacher_probs = ~np.isnan(teacher_probs[:, 0])
     if contender.role == "teacher":
-        answers = {"test": _Answers(teacher_probs[has_teacher_probs], answers["test"].episodes)}
+        answers = {"test": Answers(teacher_probs[has_teacher_probs], answers["test"].episodes)}
         windows = {"test": windows["test"][has_teacher_probs]}
     test, of_test = windows["test"], answers["test"].probs
     with_teacher = None
@@ -228,9 +212,9 @@ class _Comparing:
     config: AgentConfig
     measure: Measure
     windows: Mapping[str, pd.DataFrame]
-    challenger: Mapping[str, _Answers]
+    challenger: Mapping[str, Answers]
 
-    def with_champion(self, champion: Mapping[str, _Answers]) -> list[Comparison]:
+    def with_champion(self, champion: Mapping[str, Answers]) -> list[Comparison]:
         """On the test window, its slices, and what must be remembered; accuracy and the past are looked at beside."""
         promotion, margins = self.config.promotion, self.config.margins
         comparisons = [self._compare("test", champion["test"], margins.test)]
@@ -280,7 +264,7 @@ class _Comparing:
         return max(contenders, key=points)
 
     def _compare_slices(
-        self, window: str, champion: _Answers, columns: Sequence[str], *, can_grow: bool = True
+        self, window: str, champion: Answers, columns: Sequence[str], *, can_grow: bool = True
     ) -> list[Comparison | None]:
         """Each value of the columns that has enough rows."""
         rows = self.windows[window]
@@ -305,7 +289,7 @@ class _Comparing:
     def _compare(
         self,
         window: str,
-        other: _Answers,
+        other: Answers,
         margin: float,
         name: str = "",
         *,
@@ -317,7 +301,6 @@ class _Comparing:
         rows, challenger = self.windows[window], self.challenger[window]
         if mask is not None:
             rows, challenger, other = rows[mask], challenger.select(mask), other.select(mask)
-        played = (challenger.episodes, other.episodes)
         return compare_models(
             name or window,
             rows["outcome"].to_numpy(),
@@ -327,7 +310,7 @@ class _Comparing:
             cluster_ids(rows["observed_at"], self.config.promotion.cluster),
             measure=measure or self.measure,
             rows=rows,
-            episodes=None if played[0] is None or played[1] is None else (played[0], played[1]),
+            episodes=(challenger.episodes, other.episodes),
             role=role,
             can_grow=can_grow,
         )

@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field
 
 from stillhouse import config
+from stillhouse.config.base import NAME_PATTERN
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.gateway.handing_over import HandedOver, hand_over
 from stillhouse.gateway.questions import NO_TOOL
@@ -49,7 +50,7 @@ def adopt(task: str, name: str) -> Adopted:
     """
     if not GatewayStore.exists():
         raise ConfigError("no task was recorded yet: send requests through `stillhouse serve --upstream URL` first")
-    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", name):
+    if not re.fullmatch(NAME_PATTERN, name):
         raise ConfigError(
             f"{name[:80]!r} is no name of an agent: it has small letters, digits, _ and -, and begins with a letter"
         )

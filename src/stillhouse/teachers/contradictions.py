@@ -120,14 +120,14 @@ def _iterate_leaves(nodes: Any, names: Sequence[str]) -> Iterator[tuple[int, lis
     while stack:
         node, limits = stack.pop()
         if nodes.children_left[node] < 0:
-            yield node, [_say_condition(name, sign, limit) for (name, sign), limit in limits.items()]
+            yield node, [_format_condition(name, sign, limit) for (name, sign), limit in limits.items()]
             continue
         name, limit = names[nodes.feature[node]], float(nodes.threshold[node])
         stack.append((int(nodes.children_left[node]), limits | {(name, "≤"): limit}))  # a deeper limit is narrower
         stack.append((int(nodes.children_right[node]), limits | {(name, ">"): limit}))
 
 
-def _say_condition(name: str, sign: str, limit: float) -> str:
+def _format_condition(name: str, sign: str, limit: float) -> str:
     if "=" in name:
         return name if sign == ">" else name.replace("=", "≠", 1)
     return f"{name} {sign} {limit:.4g}"
@@ -154,13 +154,13 @@ def _pick_examples(
             first=actions[p_action[index]],
             second=actions[q_action[index]],
             outcome=actions[labels[index]] if 0 <= labels[index] < len(actions) else None,
-            values={name: _say_value(rows[name].iloc[index]) for name in config.observations.columns},
+            values={name: _format_value(rows[name].iloc[index]) for name in config.observations.columns},
         )
         for index in chosen
     )
 
 
-def _say_value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if pd.isna(value):
         return "missing"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -212,7 +212,7 @@ def fit(
         for leaf, teacher in fitted:
             (partial / leaf.name).mkdir()
             call_user_code(f"saving teacher {leaf.name!r}", None, teacher.save, partial / leaf.name)
-        moment = TeacherMoment(now=now or window.end, taught_until=window.end)
+        moment = TeacherMoment(now=now or window.end, training_end=window.end)
         entries = [
             _make_entry(MemberContext(config, leaf, partial, models, moment)) for leaf in leaves(config.teachers)
         ]
@@ -331,7 +331,7 @@ def find_changes(
     stored, changes = {entry["name"]: entry for entry in description["parts"]}, []
     moment = description.get("moment")  # teachers of an earlier version of stillhouse have none
     if moment is not None:
-        moment = TeacherMoment(now=now, taught_until=moment["taught_until"])
+        moment = TeacherMoment(now=now, training_end=moment["training_end"])
     for leaf in leaves(config.teachers):
         before = stored.get(leaf.name, {}).get("version")
         if before is None or leaf.teacher.is_fitted:

@@ -71,7 +71,7 @@ class TeacherMoment(Record):
     """When teachers were made."""
 
     now: AwareDatetime = Field(description="time of the refresh")
-    taught_until: AwareDatetime = Field(
+    training_end: AwareDatetime = Field(
         description="end of the training window: the student learns from rows before it"
     )
 

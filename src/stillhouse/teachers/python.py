@@ -111,7 +111,7 @@ def _make_ready_teacher(section: PythonTeacher, context: MemberContext) -> Ready
         raise PartError(f"{where}: {section.target} has `save` but no `load`: give it both, or neither")
     at = getattr(teacher, "at", None)
     if at is not None and moment is not None:
-        teacher = call_user_code(f"{where}: at()", section.call_timeout, at, moment.now, moment.taught_until)
+        teacher = call_user_code(f"{where}: at()", section.call_timeout, at, moment.now, moment.training_end)
         if not isinstance(teacher, ReadyTeacher):
             raise PartError(f"{where}: at() gives a {type(teacher).__name__}, not a teacher with `predict_proba`")
     _offer_knowledge_base(teacher, context)

@@ -368,12 +368,12 @@ class _AnsweredRows:
     """Labelled rows that are new to two models.
 
     :ivar probs: of the member and of the champion, each ``[n, K]``.
-    :ivar episodes: scores of the episodes that both have played, each ``[m]``; None: the measure is one of rows.
+    :ivar episodes: scores of the episodes that each has played ``[m]``; None: the measure is one of rows.
     """
 
     rows: pd.DataFrame
     probs: tuple[Array, Array]
-    episodes: tuple[Array, Array] | None = None
+    episodes: tuple[Array | None, Array | None] = (None, None)
 
     def select(self, mask: Array) -> _AnsweredRows:
         """The rows where ``mask`` is True; episodes are those of all rows."""
@@ -410,9 +410,8 @@ def _answer_common_rows(watched: WatchedWindow, member: str, champion: str, as_o
         return None
     predicts = [make_policy(one.variant, settings.actions) for one in opened]
     of_member, of_champion = (predict(rows) for predict in predicts)
-    played = [get_measure(settings).play(predict, rows) for predict in predicts]
-    episodes = None if played[0] is None or played[1] is None else (played[0], played[1])
-    return _AnsweredRows(rows, (of_member, of_champion), episodes)
+    member_episodes, champion_episodes = (get_measure(settings).play(predict, rows) for predict in predicts)
+    return _AnsweredRows(rows, (of_member, of_champion), (member_episodes, champion_episodes))
 
 
 def _open_member(watched: WatchedWindow, model: str) -> Champion:
