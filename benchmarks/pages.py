@@ -42,7 +42,8 @@ commit and machine, and a table with one row per goal.
 - *Goal*: the limit to reach. ≥ means that higher is better, ≤ that lower is better.
 - *Measured*: the median over the repeats, rounds or seeds, unless the row says otherwise; *lowest* and *highest* are
   over the same repeats.
-- A goal that the measured value does not reach is **missed**. It stays in the file and on this page.
+- A goal that the measured value does not reach is **missed**. It stays in the file and on this page; a claim with
+  missed goals is not shown to be true.
 - `+` after a commit: the working tree had uncommitted changes. Newer results are refused in that case.
 - One *point* is 0.01 of AUC or accuracy. All figures are from machines with two cores; nothing uses a GPU.
 """
@@ -1236,9 +1237,16 @@ def benchmarks_page() -> str:
     parts = [INTRODUCTION.rstrip()]
     for file in sorted(RESULTS.glob("*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
-        texts = [sentence(result["claim"]), METHOD[file.stem], *FINDINGS[file.stem](result["detail"])]
+        texts = [headline(result), METHOD[file.stem], *FINDINGS[file.stem](result["detail"])]
         parts += [f"## {file.stem}", *map(_wrapped, texts), _wrapped(circumstances(result)), table(result)]
     return "\n\n".join(parts) + "\n"
+
+
+def headline(result: Mapping[str, Any]) -> str:
+    """The claim, and how many of its goals are missed."""
+    goals = result["goals"]
+    missed = sum(not goal["met"] for goal in goals)
+    return sentence(result["claim"]) + (f" **Missed goals: {missed} of {len(goals)}.**" if missed else "")
 
 
 def sentence(claim: str) -> str:
